@@ -1,0 +1,1 @@
+//! Kernel loaders (bzImage, PVH ELF) and the ACPI tables.

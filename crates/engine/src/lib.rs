@@ -1,0 +1,1 @@
+//! Contracts between engines and the machine: Engine, Vcpu, CpuBus, VcpuState, CpuProfile.

@@ -1,0 +1,1 @@
+//! Images that ringfence builds and keeps: the image store and the recipe for tiny.

@@ -1,0 +1,1 @@
+//! The interpreter engine: the readable reference for every behaviour of the CPU.

@@ -1,0 +1,1 @@
+//! The VM driver: run, pause, save, restore.

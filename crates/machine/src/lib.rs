@@ -1,0 +1,1 @@
+//! Composition: from a machine specification to a machine with its CPUs, devices and memory.

@@ -1,0 +1,1 @@
+//! Guest RAM: one host window, page-granular access, per-page code and dirty tracking.

@@ -1,0 +1,1 @@
+//! The x86 page walk, shared by engines, debugger and hypercalls.
