@@ -1,0 +1,1 @@
+//! x87 control instructions, in safe Rust.
