@@ -1,0 +1,141 @@
+//! Engines and vCPUs.
+
+use std::sync::Arc;
+
+use device::StopCause;
+use lapic::Mailbox;
+use memory::GuestRam;
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::{CpuBus, CpuProfile, VcpuState};
+
+/// Why an engine could not do what was asked. Not for what the guest does: that is an exception
+/// in the guest or a [`VcpuExit`].
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The host lacks something the engine needs.
+    #[error("engine {engine}: {missing}; choose another --engine")]
+    Unsupported {
+        /// The engine.
+        engine: &'static str,
+        /// What is missing.
+        missing: String,
+    },
+    /// A saved state does not fit this vCPU.
+    #[error("vcpu state: {0}")]
+    BadState(String),
+    /// The host failed.
+    #[error("engine {engine}: {cause}")]
+    Host {
+        /// The engine.
+        engine: &'static str,
+        /// What failed.
+        cause: String,
+    },
+}
+
+/// What a vCPU is made of.
+#[derive(Clone)]
+pub struct VcpuConfig {
+    /// Index in the VM, from 0; 0 is the boot processor.
+    pub index: u32,
+    /// Local APIC id.
+    pub apic_id: u32,
+    /// What CPUID tells, and what may be used.
+    pub profile: Arc<CpuProfile>,
+    /// Guest RAM.
+    pub ram: Arc<GuestRam>,
+    /// Where others post interrupts for this vCPU.
+    pub mailbox: Arc<Mailbox>,
+}
+
+/// A way to execute guest code.
+pub trait Engine: Send + Sync {
+    /// Name on the command line: `interpreter`, `translator`, `kvm`.
+    fn name(&self) -> &'static str;
+
+    /// Makes a vCPU in its power-on state.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError>;
+}
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VcpuExit {
+    /// [`Kick::kick`] was called.
+    Paused,
+    /// The instruction budget of [`Vcpu::set_budget`] is used up.
+    BudgetSpent,
+    /// A bus access asked for it; the instruction is complete.
+    Stop(StopReason),
+    /// The guest triple-faulted; the vCPU is in the shutdown state.
+    TripleFault(TripleFault),
+}
+
+/// What made a vCPU stop after an instruction: the cause that a bus access gave.
+pub type StopReason = StopCause;
+
+/// Where a triple fault happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TripleFault {
+    /// Index of the vCPU.
+    pub vcpu: u32,
+    /// RIP of the instruction that led to it.
+    pub rip: u64,
+    /// CR3 at that time.
+    pub cr3: u64,
+}
+
+/// Interrupts a [`Vcpu::run`] from another thread.
+pub trait Kick: Send + Sync {
+    /// Makes the current or next `run` return [`VcpuExit::Paused`] at the next instruction
+    /// boundary, also out of HLT; a software engine answers within 5 ms.
+    fn kick(&self);
+}
+
+/// One virtual CPU. Owned by one thread at a time.
+pub trait Vcpu: Send {
+    /// Executes guest code until there is something for the thread's owner to decide. HLT sleeps
+    /// inside.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`].
+    fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError>;
+
+    /// Lets `run` execute at most `instructions` more, then return [`VcpuExit::BudgetSpent`];
+    /// `None` removes the limit. For tests and record and replay; engines that cannot count
+    /// instructions return after about that many.
+    fn set_budget(&mut self, instructions: Option<u64>);
+
+    /// The whole state. `run` is not active. `bus` gives the time.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`].
+    fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError>;
+
+    /// Replaces the whole state. The TSC goes on from the saved value.
+    ///
+    /// # Errors
+    /// [`EngineError::BadState`] for values that no such vCPU can hold.
+    fn restore(&mut self, state: &VcpuState, bus: &dyn CpuBus) -> Result<(), EngineError>;
+
+    /// A handle with which other threads interrupt `run`.
+    fn kicker(&self) -> Arc<dyn Kick>;
+
+    /// What the vCPU did so far.
+    fn stats(&self) -> VcpuStats;
+}
+
+/// Counters of a vCPU, for `--stats`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VcpuStats {
+    /// Guest instructions executed, where the engine counts them.
+    pub instructions: Option<u64>,
+    /// Events by name, in a fixed order: exits by reason, TLB misses, interrupts and so on.
+    pub counters: Vec<(&'static str, u64)>,
+}
