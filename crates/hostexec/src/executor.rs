@@ -1,9 +1,40 @@
 //! Compiling a guest instruction to a native stub, and running it.
+//!
+//! The stub does what the hardware does with all exceptions masked. This
+//! module adds what differs with unmasked ones, which is rare and may be slow:
+//! SSE exceptions (Intel SDM vol. 1, 11.5) and x87 stores that do not happen.
 
-use iced_x86::Instruction;
+use std::collections::HashMap;
+use std::fmt;
 
-use crate::catalogue::Unit;
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
+
+use crate::catalogue::{Class, MemoryOperand, Unit, alignment_required, classify, memory_operand};
+use crate::code_buffer::{CodeBuffer, Stub};
+use crate::control::Control;
+use crate::state::{MXCSR_MASK, offset};
+use crate::stub::{Plan, STATUS_FLAGS, StubKey};
 use crate::{FpuState, HostExecError};
+
+/// Size of the code buffer: at some 80 bytes for a stub, 100,000 different
+/// instructions, more than any program has.
+const CODE_SIZE: usize = 8 << 20;
+
+/// MXCSR exception flags, in the order of bits 0 to 5.
+mod flag {
+    /// Invalid operation, denormal operand and division by zero: found before
+    /// the computation.
+    pub const BEFORE: u32 = 0x07;
+    pub const UNDERFLOW: u32 = 0x10;
+    pub const ALL: u32 = 0x3f;
+}
+
+/// Distance of an exception's mask bit from its flag bit in MXCSR.
+const MASK_SHIFT: u32 = 7;
+/// All mask bits of MXCSR.
+const ALL_MASKED: u32 = flag::ALL << MASK_SHIFT;
+/// Flush-to-zero bit of MXCSR.
+const FLUSH_TO_ZERO: u32 = 0x8000;
 
 /// Memory operands on their way between guest memory and a stub.
 ///
@@ -82,33 +113,89 @@ pub enum Outcome {
 /// [`Executor::reset`] of the executor that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostOp {
-    generation: u64,
+    action: Action,
+    memory: MemoryOperand,
     unit: Unit,
+    /// log2 of the required alignment.
+    alignment: u8,
+    writes_flags: bool,
+}
+
+/// How an instruction is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Control(Control),
+    /// SSE or AVX without MXCSR.
+    Exact(Stub),
+    /// SSE or AVX with MXCSR.
+    Float(Stub),
+    /// x87 and MMX without MXCSR.
+    X87(Stub),
+    /// SSE with MMX operands and with MXCSR.
+    X87Float(Stub),
 }
 
 impl HostOp {
     /// Which enable bits the instruction is subject to.
     #[inline]
     #[must_use]
-    pub fn unit(self) -> Unit {
+    pub fn unit(&self) -> Unit {
         self.unit
+    }
+
+    /// The memory operand, as [`memory_operand`] says.
+    #[inline]
+    #[must_use]
+    pub fn memory(&self) -> MemoryOperand {
+        self.memory
+    }
+
+    /// Required alignment of the memory operand in bytes, 1 if there is none;
+    /// as [`alignment_required`] says.
+    #[inline]
+    #[must_use]
+    pub fn alignment(&self) -> u64 {
+        1 << self.alignment
     }
 
     /// Whether a pending x87 exception is to be raised before the instruction
     /// and its memory accesses. [`Executor::run`] checks again.
     #[inline]
     #[must_use]
-    pub fn waits_for_x87(self) -> bool {
-        false
+    pub fn waits_for_x87(&self) -> bool {
+        match self.action {
+            Action::Control(control) => control.waits_for_x87(),
+            Action::Exact(_) | Action::Float(_) => false,
+            Action::X87(_) | Action::X87Float(_) => true,
+        }
     }
+}
+
+/// The guest's registers and the operand, as a stub gets them.
+struct Context<'a> {
+    state: &'a mut FpuState,
+    gprs: &'a mut [u64; 16],
+    rflags: &'a mut u64,
+    scratch: &'a mut Scratch,
 }
 
 /// Compiles guest instructions to native stubs and runs them.
 ///
 /// Each vCPU thread has its own; nothing is shared.
-#[derive(Debug)]
 pub struct Executor {
-    generation: u64,
+    code: CodeBuffer,
+    stubs: HashMap<StubKey, Stub>,
+    factory: InstructionInfoFactory,
+    encoder: Encoder,
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor")
+            .field("code", &self.code)
+            .field("stubs", &self.stubs.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Executor {
@@ -118,7 +205,17 @@ impl Executor {
     /// # Errors
     /// [`HostExecError::CodeBuffer`] if the host gives no executable memory.
     pub fn new() -> Result<Self, HostExecError> {
-        Ok(Self { generation: 0 })
+        Self::with_code_size(CODE_SIZE)
+    }
+
+    /// With another size of the code buffer, a multiple of the page size.
+    fn with_code_size(size: usize) -> Result<Self, HostExecError> {
+        Ok(Self {
+            code: CodeBuffer::new(size)?,
+            stubs: HashMap::new(),
+            factory: InstructionInfoFactory::new(),
+            encoder: Encoder::new(64),
+        })
     }
 
     /// Makes a native stub for `instruction`, or finds the one made before.
@@ -131,13 +228,50 @@ impl Executor {
     /// [`HostExecError::Full`]: drop all handles, call [`Executor::reset`] and
     /// compile again.
     pub fn compile(&mut self, instruction: &Instruction) -> Result<Option<HostOp>, HostExecError> {
-        let _ = instruction;
-        Ok(None)
+        let Some(class) = classify(instruction) else { return Ok(None) };
+        let mut op = HostOp {
+            action: Action::Control(Control::Nop),
+            memory: memory_operand(instruction),
+            unit: class.unit(),
+            alignment: alignment_required(instruction).map_or(0, |bytes| bytes.ilog2() as u8),
+            writes_flags: false,
+        };
+        if let Class::Control(control) = class {
+            op.action = Action::Control(control);
+            return Ok(Some(op));
+        }
+        let plan = Plan::new(instruction, class, &mut self.factory, &mut self.encoder);
+        let Some(plan) = plan else {
+            debug_assert!(false, "allow-listed but not encodable: {instruction:?}");
+            return Ok(None);
+        };
+        let stub = self.stub(&plan)?;
+        op.writes_flags = plan.writes_flags();
+        let x87 = matches!(op.unit, Unit::X87 | Unit::Mmx | Unit::MmxSse);
+        op.action = match (class, x87) {
+            (Class::Float(_), false) => Action::Float(stub),
+            (Class::Float(_), true) => Action::X87Float(stub),
+            (_, false) => Action::Exact(stub),
+            (_, true) => Action::X87(stub),
+        };
+        Ok(Some(op))
     }
 
-    /// Forgets all stubs. Running a handle made before panics.
+    /// The stub of a plan: the one made before, or a new one.
+    fn stub(&mut self, plan: &Plan) -> Result<Stub, HostExecError> {
+        if let Some(&stub) = self.stubs.get(&plan.key()) {
+            return Ok(stub);
+        }
+        let stub = self.code.push(&plan.emit())?;
+        self.stubs.insert(plan.key(), stub);
+        Ok(stub)
+    }
+
+    /// Forgets all stubs. Running a handle made before panics, unless it needs
+    /// no stub.
     pub fn reset(&mut self) {
-        self.generation += 1;
+        self.code.clear();
+        self.stubs.clear();
     }
 
     /// Executes the instruction.
@@ -146,20 +280,160 @@ impl Executor {
     /// ...). Of `rflags` only the six status flags are read and written.
     ///
     /// # Panics
-    /// If `op` is not of this executor or older than the last
+    /// If `op` is of another executor or older than the last
     /// [`Executor::reset`].
     #[inline]
     pub fn run(
         &self,
-        op: HostOp,
+        op: &HostOp,
         state: &mut FpuState,
         gprs: &mut [u64; 16],
         rflags: &mut u64,
         scratch: &mut Scratch,
         x87: &X87Pointers,
     ) -> Outcome {
-        assert_eq!(op.generation, self.generation, "stale handle of a host instruction");
-        let _ = (state, gprs, rflags, scratch, x87);
-        Outcome::Done
+        let mut context = Context { state, gprs, rflags, scratch };
+        match op.action {
+            Action::Exact(stub) => {
+                self.call(op, stub, &mut context);
+                Outcome::Done
+            }
+            Action::Float(stub) if context.state.mxcsr() & ALL_MASKED == ALL_MASKED => {
+                let raised = self.call(op, stub, &mut context) & flag::ALL;
+                let mxcsr = context.state.mxcsr() | raised;
+                context.state.put_u32(offset::MXCSR, mxcsr);
+                Outcome::Done
+            }
+            Action::Float(stub) => self.run_unmasked(op, stub, &mut context),
+            Action::X87(stub) => self.run_x87(op, stub, &mut context, x87),
+            Action::X87Float(stub) => self.run_x87_float(op, stub, &mut context),
+            Action::Control(control) => {
+                control.run(context.state, context.gprs, context.scratch, x87)
+            }
+        }
+    }
+
+    /// Calls a stub and takes status flags from it if it has any.
+    #[inline]
+    fn call(&self, op: &HostOp, stub: Stub, context: &mut Context<'_>) -> u32 {
+        let mut flags = *context.rflags;
+        let mxcsr = self.code.call(stub, context.state, context.gprs, &mut flags, context.scratch);
+        if op.writes_flags {
+            let status = u64::from(STATUS_FLAGS);
+            *context.rflags = (*context.rflags & !status) | (flags & status);
+        }
+        mxcsr
+    }
+
+    /// An SSE or AVX computation while an exception is unmasked: computes as if
+    /// all were masked, then looks whether one should not have been.
+    #[cold]
+    fn run_unmasked(&self, op: &HostOp, stub: Stub, context: &mut Context<'_>) -> Outcome {
+        let mxcsr = context.state.mxcsr();
+        let unmasked = !(mxcsr >> MASK_SHIFT) & flag::ALL;
+        let before = (context.state.clone(), *context.gprs, *context.rflags);
+        let attempt = |mxcsr: u32, context: &mut Context<'_>| {
+            (*context.state, *context.gprs, *context.rflags) = before.clone();
+            context.state.put_u32(offset::MXCSR, mxcsr);
+            let raised = if op.waits_for_x87() {
+                self.call_x87(op, stub, context)
+            } else {
+                self.call(op, stub, context)
+            };
+            raised & flag::ALL
+        };
+        // Unmasked underflow is raised by tiny results that are exact, masked
+        // underflow is not, unless results are flushed to zero. Flushing has no
+        // other effect while underflow is unmasked.
+        let detect = if unmasked & flag::UNDERFLOW != 0 { mxcsr | FLUSH_TO_ZERO } else { mxcsr };
+        let mut raised = attempt(detect, context);
+        if raised & unmasked == 0 {
+            context.state.put_u32(offset::MXCSR, mxcsr | raised);
+            return Outcome::Done;
+        }
+        if raised & unmasked & flag::BEFORE != 0 {
+            raised &= flag::BEFORE;
+        } else if detect != mxcsr {
+            // The flushed result was inexact; the real one need not be.
+            raised = (raised & flag::UNDERFLOW) | attempt(mxcsr & !FLUSH_TO_ZERO, context);
+        }
+        (*context.state, *context.gprs, *context.rflags) = before;
+        context.state.put_u32(offset::MXCSR, mxcsr | raised);
+        Outcome::SimdException
+    }
+
+    /// An x87 or MMX instruction.
+    fn run_x87(
+        &self,
+        op: &HostOp,
+        stub: Stub,
+        context: &mut Context<'_>,
+        x87: &X87Pointers,
+    ) -> Outcome {
+        if context.state.x87_pending() {
+            return Outcome::X87Pending;
+        }
+        let may_trap = context.state.fcw() & 0x3f != 0x3f;
+        let stored = if op.unit == Unit::X87 && op.memory.write && may_trap {
+            self.call_x87_store(op, stub, context)
+        } else {
+            self.call_x87(op, stub, context);
+            true
+        };
+        if op.unit == Unit::X87 {
+            let state = &mut *context.state;
+            let (fop, fdp) = match (state.x87_pending(), op.memory.size != 0) {
+                (false, _) => (state.fop(), state.fdp()),
+                (true, false) => (x87.opcode, state.fdp()),
+                (true, true) => (x87.opcode, x87.data),
+            };
+            state.set_x87_pointers(fop, x87.rip, fdp);
+        }
+        if stored { Outcome::Done } else { Outcome::DoneWithoutStore }
+    }
+
+    /// Calls a stub that exchanges the whole x87 and SSE state, and puts back
+    /// what belongs to the host.
+    fn call_x87(&self, op: &HostOp, stub: Stub, context: &mut Context<'_>) -> u32 {
+        // The stub must not wait on a pending exception: it would trap. The
+        // callers check; this keeps a mistake from killing the process.
+        assert!(!context.state.x87_pending(), "x87 exception is pending");
+        let state = &context.state;
+        let (mxcsr, fop, fip, fdp) = (state.mxcsr(), state.fop(), state.fip(), state.fdp());
+        let after = self.call(op, stub, context);
+        context.state.put_u32(offset::MXCSR, mxcsr);
+        context.state.put_u32(offset::MXCSR_MASK, MXCSR_MASK);
+        context.state.set_x87_pointers(fop, fip, fdp);
+        after
+    }
+
+    /// An x87 store while an exception is unmasked; false if it stored nothing.
+    ///
+    /// Which exceptions prevent the store depends on the instruction. It stored
+    /// if two executions over different bytes leave the same bytes.
+    #[cold]
+    fn call_x87_store(&self, op: &HostOp, stub: Stub, context: &mut Context<'_>) -> bool {
+        let before = context.state.clone();
+        context.scratch.bytes[..op.memory.size].fill(0x55);
+        self.call_x87(op, stub, context);
+        let first = context.scratch.bytes;
+        if !context.state.x87_pending() {
+            return true;
+        }
+        *context.state = before;
+        context.scratch.bytes[..op.memory.size].fill(0xaa);
+        self.call_x87(op, stub, context);
+        first == context.scratch.bytes
+    }
+
+    /// A conversion between MMX and SSE registers that uses MXCSR.
+    fn run_x87_float(&self, op: &HostOp, stub: Stub, context: &mut Context<'_>) -> Outcome {
+        if context.state.x87_pending() {
+            return Outcome::X87Pending;
+        }
+        self.run_unmasked(op, stub, context)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,8 @@
 //! 2. At each execution: raise the faults of [`HostOp::unit`] (CR0.EM and TS,
 //!    CR4.OSFXSR and OSXSAVE, XCR0); raise #MF if
 //!    [`HostOp::waits_for_x87`] and [`FpuState::x87_pending`]; check the
-//!    alignment of [`alignment_required`]; copy the memory operand of
-//!    [`memory_operand`], if read, into [`Scratch::bytes`], or check that it is
+//!    alignment of [`HostOp::alignment`]; copy the memory operand of
+//!    [`HostOp::memory`], if read, into [`Scratch::bytes`], or check that it is
 //!    writable.
 //! 3. Call [`Executor::run`] and act on the [`Outcome`]. On [`Outcome::Done`],
 //!    copy a written memory operand from [`Scratch::bytes`] to the guest.
@@ -38,7 +38,7 @@
 //! state.set_xmm(1, 40);
 //! scratch.bytes[..16].copy_from_slice(&2_u128.to_le_bytes());
 //! let outcome =
-//!     executor.run(op, &mut state, &mut [0; 16], &mut 0x2, &mut scratch, &X87Pointers::default());
+//!     executor.run(&op, &mut state, &mut [0; 16], &mut 0x2, &mut scratch, &X87Pointers::default());
 //! assert_eq!((outcome, state.xmm(1)), (Outcome::Done, 42));
 //! # Ok::<(), hostexec::HostExecError>(())
 //! ```

@@ -10,6 +10,7 @@
 //! instructions on control and status words are in [`crate::control`].
 
 use crate::HostExecError;
+use crate::image::ImageForm;
 
 /// Bytes of [`FpuState`]: legacy area, XSAVE header and upper halves of YMM.
 pub const STATE_SIZE: usize = 832;
@@ -415,7 +416,7 @@ impl FpuState {
             return Err(HostExecError::StateSize { given: bytes.len() });
         }
         let mut state = Self::new();
-        state.xrstor(bytes, component::ALL, true)?;
+        state.xrstor(bytes, component::ALL, component::ALL, ImageForm::LONG)?;
         Ok(state)
     }
 
