@@ -19,6 +19,7 @@ mod bus;
 mod contract;
 mod profile;
 mod state;
+mod tsc;
 
 pub use bus::{CpuBus, HypercallFrame};
 pub use contract::{
@@ -28,3 +29,4 @@ pub use profile::{CpuProfile, Level, ProfileError, Vendor};
 pub use state::{
     Control, Debug, General, PendingEvent, PendingEvents, RunState, Segments, Shadow, VcpuState,
 };
+pub use tsc::TscScale;
