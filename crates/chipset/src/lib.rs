@@ -1,1 +1,28 @@
-//! The devices of a PC: PIC, PIT, I/O APIC, RTC, UART, i8042, ACPI power management, debug exit.
+//! The devices of a PC that a stock kernel probes on its way to a shell.
+//!
+//! Each device is a module of its own with a runtime type, a private saved type and its tests.
+//! Devices know no bus, no engine and no other device: they are reached through
+//! [`device::PortIo`] or [`device::Mmio`], raise interrupts through lines or messages that they
+//! got at construction, and read time from a [`device::GuestClock`]. The values that a device
+//! shows are derived from that clock when it is asked; a timer is armed only where an interrupt
+//! has to come by itself, so an idle guest costs nothing.
+//!
+//! Key types: [`Uart`], [`Pic`], [`Pit`], [`IoApic`] with [`IsaLine`], [`AcpiPm`], [`KvmClock`],
+//! [`Rtc`], [`I8042`], [`DebugExit`].
+//!
+//! Neighbours: `device` and `backend` hold the contracts, `state` the saved form; `machine` builds
+//! the devices, routes accesses to them and gives them clocks, timers and lines; `boot` describes
+//! them to the guest in ACPI tables.
+
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod hammer;
+mod pic;
+mod ports;
+mod rate;
+mod sync;
+mod uart;
+
+pub use pic::Pic;
+pub use uart::Uart;

@@ -1,0 +1,58 @@
+//! Locks of devices and the lines that they drive.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use device::InterruptLine;
+
+/// Locks `mutex`. A panic elsewhere is no reason to panic here too: every state of a device is
+/// one that a guest could have produced.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// State behind a lock, and a line whose level is a function of that state.
+///
+/// Lines lead into other devices, so the level is set after the lock is released. Two threads
+/// that change the state may then set the line in the wrong order; each therefore looks again
+/// after it set the line, and whoever set it last sets it right.
+pub(crate) struct Driven<S> {
+    state: Mutex<S>,
+    line: Arc<dyn InterruptLine>,
+    level: fn(&S) -> bool,
+}
+
+impl<S> Driven<S> {
+    /// `state`, driving `line` at the level that `level` computes.
+    pub(crate) fn new(state: S, line: Arc<dyn InterruptLine>, level: fn(&S) -> bool) -> Self {
+        Self { state: Mutex::new(state), line, level }
+    }
+
+    /// Looks at the state.
+    pub(crate) fn read<R>(&self, look: impl FnOnce(&S) -> R) -> R {
+        look(&lock(&self.state))
+    }
+
+    /// Changes the state, then sets the line if its level changed.
+    pub(crate) fn update<R>(&self, change: impl FnOnce(&mut S) -> R) -> R {
+        let mut state = lock(&self.state);
+        let before = (self.level)(&state);
+        let result = change(&mut state);
+        let after = (self.level)(&state);
+        drop(state);
+        if before != after {
+            self.publish();
+        }
+        result
+    }
+
+    /// Sets the line to the level of the state now.
+    pub(crate) fn publish(&self) {
+        loop {
+            let level = (self.level)(&lock(&self.state));
+            self.line.set(level);
+            if (self.level)(&lock(&self.state)) == level {
+                return;
+            }
+        }
+    }
+}
