@@ -14,7 +14,7 @@ use crate::{Error, Result};
 const POLL: Duration = Duration::from_millis(50);
 
 /// How many lines of standard error an error message repeats.
-const ERROR_LINES: usize = 4;
+const ERROR_LINES: usize = 2;
 
 /// What a program left behind.
 #[derive(Debug)]
@@ -50,7 +50,10 @@ impl Finished {
 
 /// The last lines of a program's messages, as one line.
 pub(crate) fn last_lines(stderr: &str) -> String {
-    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // apt marks errors and warnings by a letter.
+    let unmarked =
+        |line| ["E: ", "W: "].iter().fold(str::trim(line), |l, mark| l.trim_start_matches(mark));
+    let lines: Vec<&str> = stderr.lines().map(unmarked).filter(|line| !line.is_empty()).collect();
     if lines.is_empty() {
         return "it gave no reason".to_owned();
     }
@@ -119,13 +122,13 @@ mod tests {
     fn a_failing_program_is_named_with_its_last_words() {
         let scratch = tempfile::tempdir().expect("tempdir");
         let mut command = Command::new("sh");
-        command.args(["-c", "for i in 1 2 3 4 5 6; do echo line $i >&2; done; exit 7"]);
+        command.args(["-c", "for i in 1 2 3 4 5 6; do echo E: line $i >&2; done; exit 7"]);
         let finished = run(&mut command, scratch.path(), &mut || {}).expect("sh runs");
         let text = finished.ok_or("try again").expect_err("status 7").to_string();
         assert!(text.contains("sh -c"), "{text}");
         assert!(text.contains("exit status: 7"), "{text}");
-        assert!(text.contains("line 3; line 4; line 5; line 6; try again"), "{text}");
-        assert!(!text.contains("line 2;"), "{text}");
+        assert!(text.contains("line 5; line 6; try again"), "{text}");
+        assert!(!text.contains("line 4;"), "{text}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, ImageName, Result};
 
 /// The name of the manifest in an image's folder.
-pub(crate) const FILE: &str = "image.json";
+const FILE: &str = "image.json";
 
 /// The format that this version writes, and the newest that it reads.
 const FORMAT: u32 = 1;

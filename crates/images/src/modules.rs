@@ -103,11 +103,6 @@ impl<'a> Selection<'a> {
         Ok(())
     }
 
-    /// The names in load order.
-    pub(crate) fn names(&self) -> &[&'a str] {
-        &self.names
-    }
-
     /// (path below `/lib/modules/RELEASE`, content) in load order.
     pub(crate) fn files(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + '_ {
         self.modules().map(|module| (module.path.as_str(), module.content.as_slice()))
@@ -206,7 +201,7 @@ mod tests {
     fn dependencies_come_first_and_others_stay_out() {
         let set = virtio();
         let selection = set.select(&["virtio_net", "ext4", "absent"]).expect("selection");
-        assert_eq!(selection.names(), ["virtio", "virtio_ring", "virtio_net"]);
+        assert_eq!(selection.names, ["virtio", "virtio_ring", "virtio_net"]);
         assert!(set.has("ext4") && set.has("other") && !set.has("absent"));
     }
 

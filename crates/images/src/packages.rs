@@ -84,7 +84,8 @@ impl<'a> Packages<'a> {
         if let Some(control) = found.into_iter().find(|control| control.package == package) {
             return Ok(control);
         }
-        if !self.has_sources()? {
+        // An update that could not reach a source has said why.
+        if self.complaints.is_empty() && !self.has_sources()? {
             return Err(Error::NoPackageSources);
         }
         let said = if self.complaints.is_empty() { &finished.stderr } else { &self.complaints };
@@ -137,9 +138,11 @@ impl<'a> Packages<'a> {
         command.args(["--quiet", "update"]);
         let lists = self.folder.join("lists");
         let progress = self.progress;
+        let mut most = 0;
         let mut tick = || {
-            let done = size_of_files(&lists) + size_of_files(&lists.join("partial"));
-            progress.bytes(done, None);
+            // Files shrink when apt packs what it has fetched.
+            most = most.max(size_of_files(&lists) + size_of_files(&lists.join("partial")));
+            progress.bytes(most, None);
         };
         let finished = self.run(&mut command, &mut tick)?.ok_or(OFFLINE)?;
         // A source that cannot be reached is only a warning to apt: the others

@@ -11,7 +11,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 
 use crate::{Error, Progress, Result};
 
@@ -107,11 +106,10 @@ impl Staging {
         sync_tree(&self.folder)?;
         let parent = place.parent().unwrap_or(place);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-        match renameat_with(CWD, &self.folder, CWD, place, RenameFlags::EXCHANGE) {
-            Ok(()) => {}
-            // Nothing there yet, or a file system that cannot exchange.
-            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => self.move_to(place)?,
-            Err(errno) => return Err(Error::io("replace", place)(errno.into())),
+        // Fails when nothing is there yet, and on file systems that cannot
+        // exchange; moving reports whatever else is wrong.
+        if renameat_with(CWD, &self.folder, CWD, place, RenameFlags::EXCHANGE).is_err() {
+            self.move_to(place)?;
         }
         sync_folder(parent)?;
         // What was replaced, if anything, goes when `self` is dropped.

@@ -15,10 +15,10 @@ use crate::packages::{Package, Packages};
 use crate::{Error, ImageName, Progress, Result, archive, store};
 
 /// The kernel's file name in the image.
-pub(crate) const KERNEL: &str = "vmlinuz";
+const KERNEL: &str = "vmlinuz";
 
 /// The initramfs's file name in the image.
-pub(crate) const INITRD: &str = "initrd.img";
+const INITRD: &str = "initrd.img";
 
 /// The console is the first serial port, and the kernel says only what matters.
 const CMDLINE: &str = "console=ttyS0 quiet";
@@ -29,18 +29,15 @@ const NEEDED: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_con
 /// What goes in besides, where the kernel has it. `crc32c_generic` is asked for
 /// by name at run time, so no module depends on it; `button` and `evdev` carry
 /// the power button to acpid.
-const WELCOME: [&str; 13] = [
+const WELCOME: [&str; 10] = [
     "virtio_balloon",
     "virtio_rng",
-    "virtio_scsi",
-    "virtio_pmem",
     "vmw_vsock_virtio_transport",
     "9p",
     "9pnet_virtio",
     "virtiofs",
     "crc32c_generic",
     "af_packet",
-    "overlay",
     "button",
     "evdev",
 ];
