@@ -1,1 +1,50 @@
 //! Kernel loaders (bzImage, PVH ELF) and the ACPI tables.
+//!
+//! What firmware does on a real PC before the kernel runs: [`MemoryMap`] decides where RAM lies,
+//! [`acpi::build`] describes the hardware, [`load`] places a [`KernelImage`], an [`Initrd`] and
+//! the command line in guest RAM, and the [`EntryState`] it returns puts the boot processor into
+//! the state that the kernel's boot protocol asks for.
+//!
+//! ```no_run
+//! use boot::{BootError, Initrd, KernelImage, MemoryMap, acpi};
+//! # fn reset_state() -> engine::VcpuState { unimplemented!() }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let map = MemoryMap::new(512 << 20)?;
+//! let ram = memory::GuestRam::new(&map.ram_layout())?;
+//! let kernel = KernelImage::open(std::fs::File::open("vmlinuz")?, "vmlinuz")?;
+//! let initrd = Initrd::open(std::fs::File::open("initrd.img")?, "initrd.img")?;
+//! let rsdp = acpi::build(&acpi::AcpiSpec::pc(&[0]), &ram)?;
+//! let entry = boot::load(&ram, &kernel, Some(&initrd), "console=ttyS0", &map, rsdp)?;
+//! let mut state = reset_state();
+//! entry.apply(&mut state);
+//! # Ok(()) }
+//! ```
+//!
+//! Files are hostile: every field of a kernel is checked before it is used, and what does not fit
+//! is a [`BootError`] with name, cause and way out. Loaders take open files, never paths; the name
+//! is only for messages.
+//!
+//! Neighbours: `machine` calls it when a VM is made and at every reset; `engine` defines the vCPU
+//! state; `memory` the guest RAM. Specifications: Linux `Documentation/arch/x86/boot.rst` (boot
+//! protocol 2.12 and later), Xen `docs/misc/pvh.pandoc`, ACPI 6.4, System V ABI (ELF).
+
+#![forbid(unsafe_code)]
+
+pub mod acpi;
+mod bzimage;
+mod elf;
+mod entry;
+mod error;
+mod image;
+mod load;
+mod low;
+mod map;
+mod recognise;
+mod source;
+pub mod vmlinux;
+
+pub use entry::EntryState;
+pub use error::BootError;
+pub use image::{Initrd, KernelImage, KernelKind};
+pub use load::load;
+pub use map::{E820Entry, E820Kind, MemoryMap};
