@@ -167,6 +167,8 @@ impl Store {
     /// [`Error::StoreNotWritable`].
     pub fn at(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
+        // Programs of the host are run in other folders.
+        let root = std::path::absolute(&root).map_err(Error::io("find", &root))?;
         fs::create_dir_all(&root)
             .map_err(|source| Error::StoreNotWritable { path: root.clone(), source })?;
         Ok(Self { root })
