@@ -151,10 +151,11 @@ impl Mailbox {
             f(Event::Nmi);
         }
         for (words, level) in [(&self.edge, false), (&self.level, true)] {
-            for (base, word) in (0u8..).step_by(64).zip(words) {
+            for (index, word) in words.iter().enumerate() {
                 let mut bits = word.swap(0, Ordering::Relaxed);
                 while bits != 0 {
-                    f(Event::Interrupt { vector: base + bits.trailing_zeros() as u8, level });
+                    let vector = index as u8 * 64 + bits.trailing_zeros() as u8;
+                    f(Event::Interrupt { vector, level });
                     bits &= bits - 1;
                 }
             }

@@ -150,21 +150,20 @@ impl Timer {
     /// Brings the timer to `now`: whether it fired since. Periods that were missed count as one;
     /// the next one ends where it would have without the delay.
     pub(crate) fn advance(&mut self, now: Tsc) -> bool {
-        if self.deadline().is_none_or(|deadline| deadline > now) {
-            return false;
-        }
         if self.mode == Mode::TscDeadline {
-            self.tsc_deadline = 0;
-            return true;
-        }
-        let period = self.period();
-        self.zero_at = match (self.mode, self.zero_at) {
-            (Mode::Periodic, Some(zero_at)) if period != 0 => {
-                let missed = self.subticks(now).saturating_sub(zero_at) / period;
-                Some(zero_at + (missed + 1) * period)
+            let due = self.tsc_deadline != 0 && self.tsc_deadline <= now;
+            if due {
+                self.tsc_deadline = 0;
             }
-            _ => None,
+            return due;
+        }
+        let reached = self.subticks(now);
+        let Some(zero_at) = self.zero_at.filter(|zero_at| *zero_at <= reached) else {
+            return false;
         };
+        let period = self.period();
+        self.zero_at = (self.mode == Mode::Periodic && period != 0)
+            .then(|| zero_at + ((reached - zero_at) / period + 1) * period);
         true
     }
 
