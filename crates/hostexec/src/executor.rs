@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
 use crate::catalogue::{Class, MemoryOperand, Unit, alignment_required, classify, memory_operand};
 use crate::code_buffer::{CodeBuffer, Stub};
 use crate::control::Control;
-use crate::state::{MXCSR_MASK, offset};
+use crate::state::{MXCSR_MASK, bytes_at, offset};
 use crate::stub::{Plan, STATUS_FLAGS, StubKey};
 use crate::{FpuState, HostExecError};
 
@@ -119,6 +119,40 @@ pub struct HostOp {
     /// log2 of the required alignment.
     alignment: u8,
     writes_flags: bool,
+    /// Where VCVTPS2PH puts its result.
+    halves: Option<Halves>,
+}
+
+/// Half-precision results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Halves {
+    /// Vector register, or memory.
+    register: Option<u8>,
+    count: u8,
+}
+
+impl Halves {
+    /// The result of `instruction`, if it is VCVTPS2PH.
+    fn of(instruction: &Instruction) -> Option<Self> {
+        if instruction.mnemonic() != Mnemonic::Vcvtps2ph {
+            return None;
+        }
+        let destination = instruction.op_register(0);
+        let register = destination.is_xmm().then(|| destination.number() as u8);
+        Some(Self { register, count: if instruction.op_register(1).is_ymm() { 8 } else { 4 } })
+    }
+
+    /// Whether one of the results is denormal.
+    fn any_denormal(self, context: &Context<'_>) -> bool {
+        let bytes: [u8; 16] = match self.register {
+            Some(register) => context.state.xmm(usize::from(register)).to_le_bytes(),
+            None => bytes_at(&context.scratch.bytes, 0),
+        };
+        bytes.chunks_exact(2).take(usize::from(self.count)).any(|half| {
+            let half = u16::from_le_bytes([half[0], half[1]]);
+            half & 0x7c00 == 0 && half & 0x03ff != 0
+        })
+    }
 }
 
 /// How an instruction is executed.
@@ -235,6 +269,7 @@ impl Executor {
             unit: class.unit(),
             alignment: alignment_required(instruction).map_or(0, |bytes| bytes.ilog2() as u8),
             writes_flags: false,
+            halves: Halves::of(instruction),
         };
         if let Class::Control(control) = class {
             op.action = Action::Control(control);
@@ -278,6 +313,13 @@ impl Executor {
     ///
     /// `gprs` are the general registers by number (RAX, RCX, RDX, RBX, RSP,
     /// ...). Of `rflags` only the six status flags are read and written.
+    ///
+    /// While exceptions are unmasked, the flags of an
+    /// [`Outcome::SimdException`] deviate from the hardware in two rare cases.
+    /// With unmasked overflow or underflow, the precision flag says whether the
+    /// masked result would be inexact, not whether rounding with an unbounded
+    /// exponent would be. DPPS and DPPD set the flags of all their steps, where
+    /// hardware stops at the first step with an unmasked exception.
     ///
     /// # Panics
     /// If `op` is of another executor or older than the last
@@ -340,7 +382,10 @@ impl Executor {
             } else {
                 self.call(op, stub, context)
             };
-            raised & flag::ALL
+            // Conversions to half precision do not flush.
+            let tiny = op.halves.is_some_and(|halves| halves.any_denormal(context));
+            let tiny = if tiny { unmasked & flag::UNDERFLOW } else { 0 };
+            raised & flag::ALL | tiny
         };
         // Unmasked underflow is raised by tiny results that are exact, masked
         // underflow is not, unless results are flushed to zero. Flushing has no
@@ -353,11 +398,16 @@ impl Executor {
         }
         if raised & unmasked & flag::BEFORE != 0 {
             raised &= flag::BEFORE;
-        } else if detect != mxcsr {
+        } else if unmasked & flag::UNDERFLOW != 0 {
             // The flushed result was inexact; the real one need not be.
             raised = (raised & flag::UNDERFLOW) | attempt(mxcsr & !FLUSH_TO_ZERO, context);
         }
+        // Conversions to MMX registers turn to MMX even if they fault.
+        let mmx = op.waits_for_x87() && context.state.top() == 0 && context.state.ftw() == 0xff;
         (*context.state, *context.gprs, *context.rflags) = before;
+        if mmx {
+            context.state.begin_mmx();
+        }
         context.state.put_u32(offset::MXCSR, mxcsr | raised);
         Outcome::SimdException
     }

@@ -385,10 +385,11 @@ impl FpuState {
     }
 
     /// Sets opcode, instruction and operand address of the last x87
-    /// instruction.
+    /// instruction. The instruction address is made canonical for 57-bit
+    /// linear addresses, as the hardware's register cannot hold another one.
     pub fn set_x87_pointers(&mut self, fop: u16, fip: u64, fdp: u64) {
         self.put_u16(offset::FOP, fop & FOP_MASK);
-        self.put_u64(offset::FIP, fip);
+        self.put_u64(offset::FIP, ((fip << 7) as i64 >> 7) as u64);
         self.put_u64(offset::FDP, fdp);
     }
 }
