@@ -18,11 +18,15 @@
 
 #[cfg(test)]
 mod hammer;
+mod ioapic;
 mod pic;
+mod pit;
 mod ports;
 mod rate;
 mod sync;
 mod uart;
 
+pub use ioapic::{IoApic, IsaLine};
 pub use pic::Pic;
+pub use pit::Pit;
 pub use uart::Uart;

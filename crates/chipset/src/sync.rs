@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use device::InterruptLine;
+use device::{InterruptLine, Nanos, Timer};
 
 /// Locks `mutex`. A panic elsewhere is no reason to panic here too: every state of a device is
 /// one that a guest could have produced.
@@ -53,6 +53,22 @@ impl<S> Driven<S> {
             if (self.level)(&lock(&self.state)) == level {
                 return;
             }
+        }
+    }
+}
+
+/// Arms `timer` to the deadline that `deadline` computes from the state.
+///
+/// As with lines, this happens after the lock is released, and each thread looks again.
+pub(crate) fn arm<S>(timer: &dyn Timer, state: &Mutex<S>, deadline: fn(&S) -> Option<Nanos>) {
+    loop {
+        let wanted = deadline(&lock(state));
+        match wanted {
+            Some(at) => timer.arm(at),
+            None => timer.disarm(),
+        }
+        if deadline(&lock(state)) == wanted {
+            return;
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The pair of 8259A interrupt controllers (Intel data sheet 231468) with the edge/level control
-//! registers of the PC chipset (Intel ICH9 data sheet 316972, 13.4 and 13.5).
+//! registers of the PC chipset (Intel ICH9 data sheet 316972, 13.4).
 //!
 //! The master's output is INTR, which the machine leads to the processor as an external interrupt;
 //! the processor's acknowledge cycle is [`Pic::acknowledge`]. The slave's output is the master's

@@ -1,0 +1,41 @@
+//! The wiring of ISA interrupts.
+
+use std::sync::Arc;
+
+use device::InterruptLine;
+
+use super::IoApic;
+use crate::Pic;
+
+/// An ISA interrupt, wired to both controllers as on a PC's board: the guest listens to one and
+/// masks the other.
+///
+/// Interrupt 0, the PIT, is input 2 of the I/O APIC (the MADT says so in an interrupt source
+/// override); all others have their own number.
+pub struct IsaLine {
+    pic: Arc<dyn InterruptLine>,
+    io_apic: Arc<dyn InterruptLine>,
+}
+
+impl IsaLine {
+    /// ISA interrupt `irq`, 0 to 15 and not 2, of `pic` and `io_apic`.
+    ///
+    /// # Panics
+    /// When there is no such interrupt.
+    pub fn new(pic: &Pic, io_apic: &IoApic, irq: u8) -> Self {
+        assert!(irq < 16 && irq != 2, "there is no ISA interrupt {irq}");
+        Self { pic: pic.line(irq), io_apic: io_apic.line(Self::gsi(irq)) }
+    }
+
+    /// Global interrupt number of ISA interrupt `irq`.
+    pub const fn gsi(irq: u8) -> u8 {
+        if irq == 0 { 2 } else { irq }
+    }
+}
+
+impl InterruptLine for IsaLine {
+    fn set(&self, level: bool) {
+        self.pic.set(level);
+        self.io_apic.set(level);
+    }
+}
