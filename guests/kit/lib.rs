@@ -93,6 +93,30 @@ impl<T: Copy> Global<T> {
 #[derive(Clone, Copy)]
 pub struct Frame4K(pub [u8; 4096]);
 
+impl Global<Frame4K> {
+    /// Copies bytes into the frame.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= 4096, "a write beyond the frame");
+        for (i, &byte) in bytes.iter().enumerate() {
+            // SAFETY: in range, as just asserted.
+            unsafe { self.ptr().cast::<u8>().add(offset + i).write_volatile(byte) };
+        }
+    }
+
+    /// Fills the whole frame with one byte.
+    pub fn fill(&self, byte: u8) {
+        // SAFETY: the frame is valid for 4096 bytes.
+        unsafe { self.ptr().cast::<u8>().write_bytes(byte, 4096) };
+    }
+
+    /// Copies bytes out of the frame.
+    pub fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
+        assert!(offset + N <= 4096, "a read beyond the frame");
+        // SAFETY: in range, as just asserted; byte arrays need no alignment.
+        unsafe { self.ptr().cast::<u8>().add(offset).cast::<[u8; N]>().read_volatile() }
+    }
+}
+
 /// A zeroed page frame, as a static's initial value.
 pub const ZERO_FRAME: Frame4K = Frame4K([0; 4096]);
 

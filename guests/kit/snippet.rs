@@ -10,8 +10,8 @@
 //!
 //! [`END_VECTOR`]: crate::tables::END_VECTOR
 
+use crate::tables::{END_VECTOR, USER_CODE, USER_CODE32, USER_DATA};
 use crate::tables::{KERNEL_CODE, KERNEL_CODE32, KERNEL_DATA};
-use crate::tables::{USER_CODE, USER_CODE32, USER_DATA};
 use crate::trap::{self, Outcome, Trap};
 use crate::{Frame4K, Global, ZERO_FRAME};
 use core::arch::global_asm;
@@ -131,6 +131,7 @@ impl Code {
             ss: ss.into(),
             ds: u64::from(if mode.cpl() == 3 { USER_DATA } else { KERNEL_DATA }),
             mark: self.mark + base,
+            cr0: 0,
         }
     }
 
@@ -175,6 +176,9 @@ pub struct Run {
     pub ds: u64,
     /// What outcomes count from.
     pub mark: u64,
+    /// CR0 from just before the entry on (compiled code needs TS and EM
+    /// clear); 0 leaves it. EM and TS are clear again after the run.
+    pub cr0: u64,
 }
 
 macro_rules! setters {
@@ -195,6 +199,12 @@ impl Run {
     /// Sets RSP.
     pub fn rsp(mut self, value: u64) -> Self {
         self.rsp = value;
+        self
+    }
+
+    /// Sets CR0 for the run.
+    pub fn cr0(mut self, value: u64) -> Self {
+        self.cr0 = value;
         self
     }
 
@@ -230,7 +240,11 @@ global_asm!(
     .text
     .globl snippet_enter
 snippet_enter:
-    mov     eax, [rdi + 160]
+    mov     rax, [rdi + 176]
+    test    rax, rax
+    jz      2f
+    mov     cr0, rax
+2:  mov     eax, [rdi + 160]
     mov     ds, eax
     mov     es, eax
     push    [rdi + 152]
@@ -256,3 +270,18 @@ snippet_enter:
     iretq
 "#
 );
+
+static BUFFER: Global<Frame4K> = Global::new(ZERO_FRAME);
+
+/// Makes a snippet of raw machine code; the mark is at its start.
+///
+/// There is one buffer: the code is valid until the next call.
+pub fn bytes(code: &[u8]) -> Code {
+    // SAFETY: the buffer belongs to this function and is longer than any
+    // instruction sequence that programs pass (checked by the slicing).
+    let buffer = unsafe { &mut (*BUFFER.ptr()).0 };
+    buffer[..code.len()].copy_from_slice(code);
+    buffer[code.len()..code.len() + 2].copy_from_slice(&[0xcd, END_VECTOR]);
+    let start = BUFFER.addr();
+    Code { start, mark: start, end: start + code.len() as u64 }
+}

@@ -339,12 +339,17 @@ trap_common:
     push    rax
     mov     rax, cr0
     push    rax
-    // Rust code may use SSE: no #NM or #UD inside the dispatcher.
+    // Rust code may use SSE: no #NM or #UD inside the dispatcher. (CR0 is
+    // given back on return; CR4.OSFXSR stays set.)
     test    eax, 12
     jz      2f
     and     rax, -13
     mov     cr0, rax
-2:  cld
+2:  mov     rax, cr4
+    bts     eax, 9
+    jc      5f
+    mov     cr4, rax
+5:  cld
     mov     rdi, rsp
     mov     rbx, rsp
     and     rsp, -16
