@@ -129,7 +129,7 @@ pub enum XsaveKind {
 #[derive(Clone, Debug)]
 pub struct XsaveImage {
     bytes: [u8; STATE_SIZE],
-    pieces: [(usize, usize); 5],
+    pieces: [(usize, usize); 6],
     count: usize,
 }
 
@@ -175,7 +175,7 @@ impl FpuState {
         }
         let rfbm = rfbm & component::ALL;
         let saved = if kind == XsaveKind::Standard { rfbm } else { rfbm & in_use };
-        let mut image = XsaveImage { bytes: [0; STATE_SIZE], pieces: [(0, 0); 5], count: 0 };
+        let mut image = XsaveImage { bytes: [0; STATE_SIZE], pieces: [(0, 0); 6], count: 0 };
         self.fxsave(&mut image.bytes, form);
         self.add_pieces(&mut image, saved, rfbm, compacted, form);
         let header = if compacted {

@@ -167,6 +167,73 @@ pub fn instruction(random: &mut Random) -> Vec<u8> {
     }
 }
 
+/// General registers with the address of the memory operand in RCX.
+pub fn gprs(random: &mut Random, memory: u64) -> [u64; 16] {
+    let mut gprs: [u64; 16] = std::array::from_fn(|_| random.next());
+    gprs[1] = memory;
+    gprs
+}
+
+/// The six status flags, and bit 1.
+pub fn rflags(random: &mut Random) -> u64 {
+    random.next() & 0x8d5 | 0x2
+}
+
+/// 512 bytes of operands.
+pub fn memory(random: &mut Random) -> [u8; 512] {
+    let mut memory = [0; 512];
+    for chunk in memory.chunks_exact_mut(32) {
+        chunk.copy_from_slice(&vector(random));
+    }
+    memory
+}
+
+/// Every combination of prefix, map, opcode, W and L that this crate might
+/// take, with a register and with a memory operand at [rcx].
+pub fn every_form(mut each: impl FnMut(&[u8])) {
+    for modrm in 0..=255_u8 {
+        if modrm < 0xc0 && modrm & 0xc7 != 0x01 {
+            continue;
+        }
+        for opcode in 0xd8..=0xdf {
+            each(&[opcode, modrm]);
+            each(&[0x66, opcode, modrm]);
+        }
+        // Every register form of groups (0F 71 and the like, 0F AE).
+        for opcode in 0..=255_u8 {
+            every_prefix(opcode, modrm, &mut each);
+        }
+    }
+    each(&[0x9b]);
+    each(&[0x0f, 0x77]);
+}
+
+fn every_prefix(opcode: u8, modrm: u8, each: &mut impl FnMut(&[u8])) {
+    let register = modrm >= 0xc0;
+    // One register will do for instructions outside groups.
+    if register && modrm & 7 != 2 {
+        return;
+    }
+    for (number, prefix) in [None, Some(0x66), Some(0xf3), Some(0xf2)].into_iter().enumerate() {
+        for map in 1..=3_u8 {
+            for w in [0, 0x80] {
+                let mut legacy: Vec<u8> = prefix.into_iter().collect();
+                legacy.extend((w != 0).then_some(0x48));
+                legacy.push(0x0f);
+                legacy.extend([None, Some(0x38), Some(0x3a)][usize::from(map) - 1]);
+                legacy.extend([opcode, modrm, 0x1b]);
+                each(&legacy);
+                for l in [0, 4] {
+                    for vvvv in [0x78, 0x68] {
+                        let rest = w | vvvv | l | number as u8;
+                        each(&[0xc4, 0xe0 | map, rest, opcode, modrm, 0x1b]);
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn modrm(random: &mut Random) -> u8 {
     if random.one_in(2) { random.byte() | 0xc0 } else { random.byte() & 0x38 | 0x01 }
 }

@@ -2,8 +2,11 @@
 //! run natively as they are and through [`Executor`], must leave the same
 //! registers, flags, memory and faults.
 
+mod elements;
+mod forms;
 mod generate;
 mod harness;
+mod images;
 
 use std::collections::BTreeMap;
 
@@ -140,17 +143,12 @@ fn random_instructions_equal_the_host() {
     let mut failures: BTreeMap<String, (usize, String)> = BTreeMap::new();
     for _ in 0..cases {
         let (bytes, instruction, op) = random_op(&mut random, &mut executor);
-        let mut gprs: [u64; 16] = std::array::from_fn(|_| random.next());
-        gprs[1] = native.memory_address();
         let before = Registers {
             state: generate::state(&mut random),
-            gprs,
-            rflags: random.next() & 0x8d5 | 0x2,
+            gprs: generate::gprs(&mut random, native.memory_address()),
+            rflags: generate::rflags(&mut random),
         };
-        let mut memory = [0; 512];
-        for chunk in memory.chunks_exact_mut(32) {
-            chunk.copy_from_slice(&generate::vector(&mut random));
-        }
+        let memory = generate::memory(&mut random);
         let case = Case { bytes, instruction, before, memory };
         if let Some(difference) = compare(&mut native, &executor, &op, &case) {
             let text = format!("{:x?} {:x?}\n{difference}", case.bytes, case.before);
