@@ -1,0 +1,79 @@
+//! Why a machine cannot be made, saved or restored.
+
+use std::io;
+
+use boot::BootError;
+use engine::{EngineError, ProfileError};
+use memory::MemoryError;
+use state::StateError;
+use thiserror::Error;
+
+/// Why a machine cannot be made, saved or restored.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MachineError {
+    /// More memory than the host could ever give.
+    #[error(
+        "guest memory of {asked_mib} MiB is more than this host has ({host_mib} MiB of RAM and \
+         swap); use a smaller --memory"
+    )]
+    MoreThanHost {
+        /// Memory asked for, MiB, rounded up.
+        asked_mib: u64,
+        /// RAM and swap of the host, MiB.
+        host_mib: u64,
+    },
+    /// Something that is planned but does not work yet.
+    #[error("{what} is not supported by this version of ringfence; {way_out}")]
+    NotYet {
+        /// What was asked for, as on the command line.
+        what: String,
+        /// What to do instead.
+        way_out: &'static str,
+    },
+    /// A number of vCPUs that no machine has.
+    #[error("a machine has at least 1 CPU; use --cpus 1 or more")]
+    NoCpus,
+    /// The guest was restored without its kernel and wants to be reset.
+    #[error("the guest cannot be reset: this machine was made without a kernel")]
+    NoKernel,
+    /// Two devices at one address: a bug in the wiring.
+    #[error("devices {device} and {other} overlap at address {address:#x}")]
+    Overlap {
+        /// The device that is added.
+        device: &'static str,
+        /// The device that is there.
+        other: &'static str,
+        /// First address of the former.
+        address: u64,
+    },
+    /// A saved machine needs a CPU feature that this host lacks.
+    #[error("the saved machine uses CPU feature {feature}, which this host lacks")]
+    SavedFeature {
+        /// The feature's name.
+        feature: &'static str,
+    },
+    /// The host failed.
+    #[error("cannot {action}: {cause}")]
+    Host {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// What the host said.
+        cause: io::Error,
+    },
+    /// Kernel, initramfs, command line or memory size.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The CPU profile.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
+}

@@ -1,0 +1,159 @@
+//! What a machine is to be: the specification that a snapshot records.
+
+use engine::{CpuProfile, Level};
+use serde::{Deserialize, Serialize};
+
+use crate::{MachineError, host};
+
+/// Kind of machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Platform {
+    /// A PC in the shape of q35.
+    #[default]
+    Pc,
+}
+
+/// What CPU the guest sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum CpuLevel {
+    /// The highest level that this host offers.
+    #[default]
+    Portable,
+    /// x86-64-v2.
+    V2,
+    /// x86-64-v3.
+    V3,
+}
+
+impl CpuLevel {
+    /// The profile of this level on this host.
+    ///
+    /// # Errors
+    /// [`MachineError::Profile`] when the host lacks a feature of it.
+    pub fn profile(self) -> Result<CpuProfile, MachineError> {
+        let (vendor, khz) = (host::vendor(), host::tsc_khz());
+        let profile = match self {
+            Self::Portable => CpuProfile::portable(vendor, khz, &host::has),
+            Self::V2 => CpuProfile::new(Level::V2, vendor, khz, &host::has),
+            Self::V3 => CpuProfile::new(Level::V3, vendor, khz, &host::has),
+        };
+        Ok(profile?)
+    }
+}
+
+/// What a machine is to be. Which engine executes it is not part of it: a machine may change
+/// engines while it is saved.
+///
+/// ```
+/// let spec = machine::MachineSpec::new(512 << 20);
+/// assert_eq!((spec.cpus, spec.platform), (1, machine::Platform::Pc));
+/// spec.check()?;
+/// # Ok::<(), machine::MachineError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// Kind of machine.
+    pub platform: Platform,
+    /// Guest RAM in bytes.
+    pub memory: u64,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// What CPU the guest sees.
+    pub cpu: CpuLevel,
+    /// Command line of the kernel.
+    pub cmdline: String,
+    /// Whether there is a debug-exit device at port 0xf4.
+    pub debug_exit: bool,
+}
+
+impl MachineSpec {
+    /// A `pc` with one CPU, `memory` bytes of RAM and nothing optional.
+    pub fn new(memory: u64) -> Self {
+        Self {
+            platform: Platform::Pc,
+            memory,
+            cpus: 1,
+            cpu: CpuLevel::Portable,
+            cmdline: String::new(),
+            debug_exit: false,
+        }
+    }
+
+    /// Whether this version and this host can make such a machine.
+    ///
+    /// # Errors
+    /// [`MachineError::NoCpus`], [`MachineError::NotYet`], [`MachineError::MoreThanHost`]; sizes
+    /// that no host could have are `boot`'s to refuse.
+    pub fn check(&self) -> Result<(), MachineError> {
+        match self.cpus {
+            0 => return Err(MachineError::NoCpus),
+            1 => {}
+            n => {
+                let what = format!("--cpus {n}");
+                return Err(MachineError::NotYet { what, way_out: "use --cpus 1" });
+            }
+        }
+        boot::MemoryMap::new(self.memory)?;
+        let host = host::memory()
+            .map_err(|cause| MachineError::Host { action: "read /proc/meminfo", cause })?;
+        fits(self.memory, host)
+    }
+}
+
+fn fits(asked: u64, host: u64) -> Result<(), MachineError> {
+    if asked <= host {
+        return Ok(());
+    }
+    Err(MachineError::MoreThanHost { asked_mib: asked.div_ceil(1 << 20), host_mib: host >> 20 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(spec: MachineSpec) -> String {
+        spec.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn memory_is_bounded_by_the_platform_and_by_the_host() {
+        assert!(message(MachineSpec::new(0)).contains("too little"));
+        assert!(message(MachineSpec::new(u64::MAX)).contains("too much"));
+        assert!(message(MachineSpec::new(8 << 40)).contains("more than this host has"));
+        assert!(fits(1 << 30, 1 << 30).is_ok());
+        let error = fits((1 << 30) + 1, 1 << 30).unwrap_err().to_string();
+        assert!(error.contains("1025 MiB") && error.contains("1024 MiB"), "{error}");
+    }
+
+    #[test]
+    fn only_one_cpu_yet() {
+        let with = |cpus| MachineSpec { cpus, ..MachineSpec::new(64 << 20) };
+        assert!(message(with(0)).contains("at least 1"));
+        assert!(message(with(2)).contains("--cpus 2"));
+        assert!(with(1).check().is_ok());
+    }
+
+    #[test]
+    fn a_spec_is_readable_and_strict() {
+        let json = serde_json::to_string(&MachineSpec::new(64 << 20)).unwrap();
+        assert!(json.contains(r#""platform":"pc""#) && json.contains(r#""cpu":"portable""#));
+        assert_eq!(
+            serde_json::from_str::<MachineSpec>(&json).unwrap(),
+            MachineSpec::new(64 << 20)
+        );
+        let unknown = json.replace("cmdline", "command");
+        assert!(serde_json::from_str::<MachineSpec>(&unknown).is_err());
+    }
+
+    #[test]
+    fn every_host_has_a_portable_profile() {
+        let profile = CpuLevel::Portable.profile().unwrap();
+        assert_eq!(profile.tsc_khz(), host::tsc_khz());
+        assert_eq!(CpuLevel::V2.profile().unwrap().name(), "v2");
+    }
+}
