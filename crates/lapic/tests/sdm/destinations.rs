@@ -64,6 +64,15 @@ fn physical_destinations_name_one_apic_or_all() {
 }
 
 #[test]
+fn an_xapic_answers_to_the_low_eight_bits_of_its_id() {
+    let fabric = fabric([info(0x145, ApicMode::Xapic), info(0x146, ApicMode::X2apic)]);
+    assert_eq!(reached(&fabric, Destination::from_xapic(false, 0x45)), [0]);
+    assert_eq!(reached(&fabric, Destination::from_xapic(false, 0x46)), []);
+    assert_eq!(reached(&fabric, Destination::from_x2apic(false, 0x145)), []);
+    assert_eq!(reached(&fabric, Destination::from_x2apic(false, 0x146)), [1]);
+}
+
+#[test]
 fn shorthands_reach_all_or_the_others() {
     let fabric = fabric((0..3).map(|id| info(id, ApicMode::Xapic)));
     assert_eq!(reached(&fabric, Destination::All), [0, 1, 2]);
@@ -101,6 +110,7 @@ fn x2apic_destinations_are_32_bits() {
     assert_eq!(reached(&fabric, Destination::from_x2apic(true, 0x0000_0021)), [0, 1]);
     assert_eq!(reached(&fabric, Destination::from_x2apic(true, 0x0001_0001)), [2]);
     assert_eq!(reached(&fabric, Destination::from_x2apic(true, 0x0012_0008)), [3]);
+    assert_eq!(reached(&fabric, Destination::from_x2apic(true, 0x0012_0001)), []);
     assert_eq!(reached(&fabric, Destination::from_x2apic(true, 0x0013_ffff)), []);
     assert_eq!(reached(&fabric, Destination::from_x2apic(true, u32::MAX)), [0, 1, 2, 3]);
     // Devices have 8 bits: cluster 0, or everyone.

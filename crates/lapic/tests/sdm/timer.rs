@@ -281,6 +281,35 @@ fn a_changed_tsc_moves_the_countdown_but_not_the_tsc_deadline() {
     assert_eq!(apic.deadline(), Some(5_000));
 }
 
+/// However late the owner looks: what came due before a register access is not lost by it.
+#[test]
+fn an_access_first_raises_what_is_due() {
+    type Access = fn(&mut LocalApic);
+    let accesses: [Access; 7] = [
+        |apic| drop(apic.mmio_write(reg::INITIAL, 1000, 150)),
+        |apic| drop(apic.mmio_write(reg::DIVIDE, 0, 150)),
+        |apic| drop(apic.mmio_write(reg::LVT_TIMER, MASKED | VECTOR, 150)),
+        |apic| drop(apic.mmio_write(reg::SVR, 0x1fe, 150)),
+        |apic| drop(apic.mmio_read(reg::CURRENT, 150)),
+        |apic| assert_eq!(apic.mmio_read(reg::IRR + 0x70, 150), 1 << (VECTOR % 32)),
+        |apic| apic.tsc_changed(150, 0),
+    ];
+    for access in accesses {
+        let mut apic = with_timer(1_000_000, 1_000_000, VECTOR);
+        apic.mmio_write(reg::INITIAL, 100, 0);
+        access(&mut apic);
+        assert_eq!(apic.pending(), Some(VECTOR as u8));
+    }
+}
+
+#[test]
+fn a_tsc_that_goes_back_never_shows_more_than_the_initial_count() {
+    let mut apic = with_timer(1_000_000, 1_000_000, PERIODIC | VECTOR);
+    apic.mmio_write(reg::INITIAL, 100, 10_000);
+    assert_eq!(apic.mmio_read(reg::CURRENT, 5_000), 100);
+    assert_eq!(apic.save(5_000).timer_countdown.expect("counting").tsc_ticks, 100);
+}
+
 #[test]
 fn extreme_times_neither_overflow_nor_show_too_much() {
     let mut apic = with_timer(u32::MAX, 1, PERIODIC | VECTOR);

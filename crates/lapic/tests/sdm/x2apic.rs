@@ -87,11 +87,14 @@ fn going_to_x2apic_mode_keeps_the_registers() {
     let mut apic = enabled();
     apic.set_tpr(0x20);
     apic.mmio_write(reg::LVT_TIMER, 0x2_0031, 0);
+    apic.mmio_write(reg::ICR_HIGH, 0x1200_0000, 0);
+    apic.mmio_write(reg::ICR_LOW, 0x4055, 0);
     apic.accept(0x41, false);
     apic.set_base_msr(BASE | BSP | ENABLE | X2APIC).expect("x2APIC");
     assert_eq!(apic.msr_read(msr(reg::TPR), 0), Ok(0x20));
     assert_eq!(apic.msr_read(msr(reg::SVR), 0), Ok(0x1ff));
     assert_eq!(apic.msr_read(msr(reg::LVT_TIMER), 0), Ok(0x2_0031));
+    assert_eq!(apic.msr_read(0x830, 0), Ok(0x4055), "the destination had another place");
     assert_eq!(apic.pending(), Some(0x41));
 }
 
