@@ -286,11 +286,21 @@ fn a_changed_tsc_moves_the_countdown_but_not_the_tsc_deadline() {
 fn an_access_first_raises_what_is_due() {
     type Access = fn(&mut LocalApic);
     let accesses: [Access; 7] = [
-        |apic| drop(apic.mmio_write(reg::INITIAL, 1000, 150)),
-        |apic| drop(apic.mmio_write(reg::DIVIDE, 0, 150)),
-        |apic| drop(apic.mmio_write(reg::LVT_TIMER, MASKED | VECTOR, 150)),
-        |apic| drop(apic.mmio_write(reg::SVR, 0x1fe, 150)),
-        |apic| drop(apic.mmio_read(reg::CURRENT, 150)),
+        |apic| {
+            apic.mmio_write(reg::INITIAL, 1000, 150);
+        },
+        |apic| {
+            apic.mmio_write(reg::DIVIDE, 0, 150);
+        },
+        |apic| {
+            apic.mmio_write(reg::LVT_TIMER, MASKED | VECTOR, 150);
+        },
+        |apic| {
+            apic.mmio_write(reg::SVR, 0x1fe, 150);
+        },
+        |apic| {
+            apic.mmio_read(reg::CURRENT, 150);
+        },
         |apic| assert_eq!(apic.mmio_read(reg::IRR + 0x70, 150), 1 << (VECTOR % 32)),
         |apic| apic.tsc_changed(150, 0),
     ];
