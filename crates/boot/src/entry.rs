@@ -1,11 +1,12 @@
 //! The state in which the boot processor enters a kernel.
 
 use engine::{RunState, VcpuState};
+use memory::{Gpa, GuestRam};
 use x86::cr::{cr0, cr4, efer, rflags};
 use x86::gpr::{RBX, RSI, RSP};
 use x86::segment::{Segment, TableRegister, seg};
 
-use crate::low;
+use crate::{BootError, low};
 
 /// Present, DPL 0, type and S bit of an accessed, readable code segment.
 const CODE: u16 = 0x9b;
@@ -101,13 +102,17 @@ fn descriptors(code_size: u16) -> [u64; 5] {
     [0, 0, flat(CODE | code_size), flat(DATA | BIG), tss]
 }
 
-/// The descriptor table of `entry`, as bytes for [`low::GDT`].
-pub(crate) fn gdt(entry: &EntryState) -> Vec<u8> {
+/// Puts the descriptor table of `entry` and the TSS into guest RAM. The boot processor has the
+/// segments loaded; the table is there for a kernel that reloads them before it has its own.
+pub(crate) fn write_descriptors(entry: &EntryState, ram: &GuestRam) -> Result<(), BootError> {
     let code_size = match entry {
         EntryState::Linux64 { .. } => LONG,
         EntryState::Pvh { .. } => BIG,
     };
-    descriptors(code_size).iter().flat_map(|d| d.to_le_bytes()).collect()
+    let table: Vec<u8> = descriptors(code_size).iter().flat_map(|d| d.to_le_bytes()).collect();
+    ram.write(Gpa(low::GDT), &table)?;
+    ram.write(Gpa(low::TSS), &[0; TSS_LIMIT as usize + 1])?;
+    Ok(())
 }
 
 fn set_segments(state: &mut VcpuState, code_size: u16) {

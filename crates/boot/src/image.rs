@@ -82,7 +82,7 @@ impl KernelImage {
     pub fn vmlinux(&self) -> Result<Vec<u8>, BootError> {
         match &self.parsed {
             Parsed::BzImage(image) => vmlinux::unpack(&self.source, image),
-            Parsed::Pvh(_) => self.source.head(usize::MAX),
+            Parsed::Pvh(_) => vmlinux::whole(&self.source),
         }
     }
 }

@@ -1,0 +1,82 @@
+//! Differentiated system description table: the devices that cannot be found by probing, in AML
+//! (ACPI 6.4, 5.2.11.1 and chapter 20).
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AmlString, Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope,
+};
+use acpi_tables::sdt::Sdt;
+
+use super::{AcpiSpec, PM_LEN, bytes, table};
+
+/// Revision 2: integers have 64 bits.
+const REVISION: u8 = 2;
+const UART_PORT: u16 = 0x3f8;
+const UART_IRQ: u32 = 4;
+const RTC_PORT: u16 = 0x70;
+const RTC_IRQ: u32 = 8;
+/// First port and number of ports that `pc` claims beside the power-management block: the fast A20
+/// and reset port, and the APM ports.
+const SYSTEM_PORTS: &[(u16, u8)] = &[(0x92, 1), (0xb2, 2)];
+
+/// The table.
+pub(super) fn build(spec: &AcpiSpec) -> Sdt {
+    let mut dsdt = table(*b"DSDT", REVISION);
+    // \_S5_: SLP_TYP for PM1a and PM1b control, and two reserved values.
+    let sleep: &dyn Aml = &spec.sleep_type_s5;
+    let s5 = Name::new("_S5_".into(), &Package::new(vec![sleep, sleep, &0_u8, &0_u8]));
+    dsdt.append_slice(&bytes(&s5));
+    let devices = [serial(), clock(), motherboard(spec), processors(spec)].concat();
+    dsdt.append_slice(&Scope::raw("_SB_".into(), devices));
+    dsdt
+}
+
+fn ports(first: u16, count: u8) -> IO {
+    IO::new(first, first, 1, count)
+}
+
+/// An ISA interrupt: edge-triggered, active high, not shared.
+fn isa_interrupt(irq: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, irq)
+}
+
+fn device(name: &str, id: &str, uid: u32, resources: Vec<&dyn Aml>) -> Vec<u8> {
+    bytes(&Device::new(
+        name.into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new(id)),
+            &Name::new("_UID".into(), &uid),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
+        ],
+    ))
+}
+
+/// The 16550 on COM1.
+fn serial() -> Vec<u8> {
+    device("COM1", "PNP0501", 1, vec![&ports(UART_PORT, 8), &isa_interrupt(UART_IRQ)])
+}
+
+/// The real-time clock.
+fn clock() -> Vec<u8> {
+    device("RTC_", "PNP0B00", 0, vec![&ports(RTC_PORT, 2), &isa_interrupt(RTC_IRQ)])
+}
+
+/// Ports that no driver may take for something else.
+fn motherboard(spec: &AcpiSpec) -> Vec<u8> {
+    let mut ranges = vec![ports(spec.pm_base, PM_LEN)];
+    ranges.extend(SYSTEM_PORTS.iter().map(|&(first, count)| ports(first, count)));
+    let resources = ranges.iter().map(|range| range as &dyn Aml).collect();
+    device("MBRD", "PNP0C02", 0, resources)
+}
+
+/// One processor device for each MADT entry, joined by `_UID`.
+fn processors(spec: &AcpiSpec) -> Vec<u8> {
+    let one = |uid: u32| {
+        let id: AmlString = "ACPI0007".into();
+        bytes(&Device::new(
+            format!("C{uid:03X}").as_str().into(),
+            vec![&Name::new("_HID".into(), &id), &Name::new("_UID".into(), &uid)],
+        ))
+    };
+    (0..spec.apic_ids.len() as u32).flat_map(one).collect()
+}
