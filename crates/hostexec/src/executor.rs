@@ -341,8 +341,7 @@ impl Executor {
                 Outcome::Done
             }
             Action::Float(stub) if context.state.mxcsr() & ALL_MASKED == ALL_MASKED => {
-                let raised = self.call(op, stub, &mut context) & flag::ALL;
-                let mxcsr = context.state.mxcsr() | raised;
+                let mxcsr = self.call(op, stub, &mut context);
                 context.state.put_u32(offset::MXCSR, mxcsr);
                 Outcome::Done
             }
@@ -376,7 +375,7 @@ impl Executor {
         let before = (context.state.clone(), *context.gprs, *context.rflags);
         let attempt = |mxcsr: u32, context: &mut Context<'_>| {
             (*context.state, *context.gprs, *context.rflags) = before.clone();
-            context.state.put_u32(offset::MXCSR, mxcsr);
+            context.state.put_u32(offset::MXCSR, (mxcsr | ALL_MASKED) & !flag::ALL);
             let raised = if op.waits_for_x87() {
                 self.call_x87(op, stub, context)
             } else {

@@ -5,7 +5,8 @@
 //! checks itself, and leaves the arithmetic to this crate: the host has the
 //! same instruction, so there is nothing to get wrong. Results depend on guest
 //! state only (MXCSR and the x87 control word are the guest's), never on the
-//! host's; host MXCSR and control word are as before afterwards. Two families
+//! host's; the host's MXCSR control bits and x87 control word are as before
+//! afterwards. Two families
 //! have results that are the CPU maker's choice and differ between hosts:
 //! approximations (RCPPS, RSQRTPS) and x87 transcendentals (FSIN, F2XM1, ...).
 //!

@@ -52,7 +52,13 @@ fn random_registers(random: &mut Random, base: u64) -> Registers {
 
 /// Executes with the accesses in `memory`, whose first byte has `address`.
 /// False if an element lies outside.
-fn execute(plan: &mut ElementPlan, ours: &mut Registers, base: u64, address: u64, memory: &mut [u8]) -> bool {
+fn execute(
+    plan: &mut ElementPlan,
+    ours: &mut Registers,
+    base: u64,
+    address: u64,
+    memory: &mut [u8],
+) -> bool {
     for i in (0..plan.len()).filter(|&i| plan.is_active(i)).collect::<Vec<_>>() {
         let at = base.wrapping_add_signed(plan.offset(i)).wrapping_sub(address) as usize;
         let size = plan.element_size();

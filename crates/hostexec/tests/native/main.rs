@@ -103,7 +103,8 @@ struct Case {
 /// Runs one case both ways; the differences as text.
 fn compare(native: &mut Native, executor: &Executor, op: &HostOp, case: &Case) -> Option<String> {
     let mut ours = case.before.clone();
-    let mut scratch = Scratch { bytes: case.memory };
+    let mut scratch = Scratch::new();
+    scratch.bytes = case.memory;
     if !op.memory().read {
         scratch.bytes.fill(0xee); // must not matter
     }
