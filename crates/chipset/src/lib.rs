@@ -16,17 +16,23 @@
 
 #![forbid(unsafe_code)]
 
+mod acpi_pm;
 #[cfg(test)]
 mod hammer;
 mod ioapic;
+mod kvm_clock;
 mod pic;
 mod pit;
 mod ports;
 mod rate;
+mod rtc;
 mod sync;
 mod uart;
 
+pub use acpi_pm::AcpiPm;
 pub use ioapic::{IoApic, IsaLine};
+pub use kvm_clock::{CpuidLeaf, GuestMemoryWriter, GuestTsc, KvmClock, TscScale};
 pub use pic::Pic;
 pub use pit::Pit;
+pub use rtc::{MemorySize, Rtc};
 pub use uart::Uart;

@@ -57,17 +57,17 @@ impl<S> Driven<S> {
     }
 }
 
-/// Arms `timer` to the deadline that `deadline` computes from the state.
+/// Arms `timer` to the deadline that `deadline` reads from a device's state.
 ///
-/// As with lines, this happens after the lock is released, and each thread looks again.
-pub(crate) fn arm<S>(timer: &dyn Timer, state: &Mutex<S>, deadline: fn(&S) -> Option<Nanos>) {
+/// As with lines, this happens with the state unlocked, and each thread looks again.
+pub(crate) fn arm(timer: &dyn Timer, deadline: impl Fn() -> Option<Nanos>) {
     loop {
-        let wanted = deadline(&lock(state));
+        let wanted = deadline();
         match wanted {
             Some(at) => timer.arm(at),
             None => timer.disarm(),
         }
-        if deadline(&lock(state)) == wanted {
+        if deadline() == wanted {
             return;
         }
     }

@@ -113,7 +113,11 @@ impl Shared {
             (true, false) => self.line.set(false),
             _ => {}
         }
-        arm(&*self.timer, &self.state, State::deadline);
+        self.arm();
+    }
+
+    fn arm(&self) {
+        arm(&*self.timer, || lock(&self.state).deadline);
     }
 
     /// The line may still be high from the last edge: the low pulse of a rate generator is too
@@ -129,7 +133,7 @@ impl Shared {
         if edge {
             self.raise_edge();
         }
-        arm(&*self.timer, &self.state, State::deadline);
+        self.arm();
     }
 }
 
@@ -143,10 +147,6 @@ impl State {
             owed: 0,
             line: false,
         }
-    }
-
-    fn deadline(&self) -> Option<Nanos> {
-        self.deadline
     }
 
     /// Counter 0 was programmed: forgets what was owed for its former course.
@@ -282,6 +282,6 @@ impl Device for Pit {
     fn reset(&self) {
         *lock(&self.shared.state) = State::new();
         self.shared.line.set(false);
-        arm(&*self.shared.timer, &self.shared.state, State::deadline);
+        self.shared.arm();
     }
 }

@@ -6,7 +6,7 @@ use state::{Persist, Saved, Section, StateError};
 
 use super::counter::{Access, Counter, Counting, Mode, NextCount, Tick, modulus};
 use super::{Pit, State};
-use crate::sync::{arm, lock};
+use crate::sync::lock;
 
 #[derive(Serialize, Deserialize)]
 struct SavedPit {
@@ -152,7 +152,7 @@ impl Persist for Pit {
         let restored = State { counters, system_control, deadline, counted, owed, line };
         *lock(&self.shared.state) = restored;
         self.shared.line.set(line);
-        arm(&*self.shared.timer, &self.shared.state, State::deadline);
+        self.shared.arm();
         Ok(())
     }
 }
