@@ -435,3 +435,6 @@ fn content_tag(value: &[u8; 10]) -> u16 {
 fn abridge_tags(full: u16) -> u8 {
     (0..8).fold(0, |tags, i| if full >> (2 * i) & 3 == 3 { tags } else { tags | 1 << i })
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,9 @@
 //! same instruction, so there is nothing to get wrong. Results depend on guest
 //! state only (MXCSR and the x87 control word are the guest's), never on the
 //! host's; the host's MXCSR control bits and x87 control word are as before
-//! afterwards. Two families
-//! have results that are the CPU maker's choice and differ between hosts:
-//! approximations (RCPPS, RSQRTPS) and x87 transcendentals (FSIN, F2XM1, ...).
+//! afterwards. Two families have results that are the CPU maker's choice and
+//! differ between hosts: approximations (RCPPS, RSQRTPS) and x87
+//! transcendentals (FSIN, F2XM1, ...).
 //!
 //! # Use
 //! 1. When an instruction is decoded, call [`Executor::compile`] once. `None`
@@ -24,7 +24,9 @@
 //!    copy a written memory operand from [`Scratch::bytes`] to the guest.
 //!
 //! Whether the guest's CPUID offers the instruction is the caller's to check
-//! (iced's `Instruction::cpuid_features`). EVEX instructions are never taken.
+//! (iced's `Instruction::cpuid_features`). EVEX instructions are never taken,
+//! nor are those of these features that have general registers only (MOVNTI,
+//! CRC32, fences, prefetches).
 //!
 //! ```
 //! use hostexec::{Executor, FpuState, Outcome, Scratch, X87Pointers};

@@ -26,7 +26,7 @@
 //! flag changes at all.
 
 use iced_x86::{
-    Code, Encoder, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register, RflagsBits,
+    Encoder, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register, RflagsBits,
 };
 
 use crate::catalogue::{Class, Unit, is_conditional_move};
@@ -220,7 +220,7 @@ impl Plan {
     /// RET, the guest's instruction in it as planned.
     #[cfg(debug_assertions)]
     fn check(&self, stub: &StubCode) {
-        use iced_x86::{Decoder, DecoderOptions};
+        use iced_x86::{Code, Decoder, DecoderOptions};
         let mut decoder = Decoder::new(64, &stub.bytes, DecoderOptions::NONE);
         let mut found = false;
         let mut last = Code::INVALID;
