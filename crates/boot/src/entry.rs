@@ -60,14 +60,15 @@ impl EntryState {
     }
 
     /// Turns the reset state of the boot processor into the entry state. What the boot protocols
-    /// leave open keeps its reset value, except what all firmware sets: caches are on, and the
-    /// local APIC lets the interrupts of the 8259A and NMIs through ("virtual wire", SDM vol. 3A
+    /// leave open keeps its reset value, except what all firmware sets: all memory is cacheable by
+    /// the MTRRs (in a state that has them), and the local APIC lets the interrupts of the 8259A and NMIs through ("virtual wire", SDM vol. 3A
     /// 11.12.7 and the MultiProcessor Specification 3.6.2.2), so that kernels find what they find
     /// on a PC.
     pub fn apply(&self, state: &mut VcpuState) {
         state.general.rip = self.rip();
         state.general.rflags = rflags::FIXED;
         state.run_state = RunState::Running;
+        enable_caches(state);
         enable_virtual_wire(state);
         match *self {
             Self::Linux64 { boot_params, .. } => {
@@ -125,6 +126,17 @@ fn set_segments(state: &mut VcpuState, code_size: u16) {
         Segment { selector: TSS_SELECTOR, base: low::TSS, limit: TSS_LIMIT, attributes: BUSY_TSS };
     segments.gdtr = TableRegister { base: low::GDT, limit: (size_of_val(&table) - 1) as u16 };
     segments.idtr = TableRegister { base: 0, limit: 0 };
+}
+
+/// IA32_MTRR_DEF_TYPE: MTRRs enabled, default type write-back (SDM vol. 3A 12.11.2.1).
+const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
+
+fn enable_caches(state: &mut VcpuState) {
+    for (msr, value) in &mut state.msrs {
+        if *msr == x86::msr::MTRR_DEF_TYPE {
+            *value = MTRR_WRITE_BACK;
+        }
+    }
 }
 
 /// LVT LINT0 with delivery mode ExtINT, not masked.

@@ -6,17 +6,15 @@
 //! the state that the kernel's boot protocol asks for.
 //!
 //! ```no_run
-//! use boot::{BootError, Initrd, KernelImage, MemoryMap, acpi};
-//! # fn reset_state() -> engine::VcpuState { unimplemented!() }
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use boot::{Initrd, KernelImage, MemoryMap, acpi};
+//! # fn start(state: &mut engine::VcpuState) -> Result<(), Box<dyn std::error::Error>> {
 //! let map = MemoryMap::new(512 << 20)?;
 //! let ram = memory::GuestRam::new(&map.ram_layout())?;
 //! let kernel = KernelImage::open(std::fs::File::open("vmlinuz")?, "vmlinuz")?;
 //! let initrd = Initrd::open(std::fs::File::open("initrd.img")?, "initrd.img")?;
 //! let rsdp = acpi::build(&acpi::AcpiSpec::pc(&[0]), &ram)?;
 //! let entry = boot::load(&ram, &kernel, Some(&initrd), "console=ttyS0", &map, rsdp)?;
-//! let mut state = reset_state();
-//! entry.apply(&mut state);
+//! entry.apply(state); // the boot processor's reset state
 //! # Ok(()) }
 //! ```
 //!

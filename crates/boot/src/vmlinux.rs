@@ -38,9 +38,6 @@ enum Compression {
     Lzma,
     Zstd,
     Lz4,
-    Bzip2,
-    Lzo,
-    None,
 }
 
 impl Compression {
@@ -52,9 +49,6 @@ impl Compression {
             (&[0x5d, 0x00, 0x00], Compression::Lzma),
             (&[0x28, 0xb5, 0x2f, 0xfd], Compression::Zstd),
             (&LZ4_LEGACY, Compression::Lz4),
-            (b"BZh", Compression::Bzip2),
-            (b"\x89LZO", Compression::Lzo),
-            (b"\x7fELF", Compression::None),
         ];
         MAGICS.iter().find(|m| payload.starts_with(m.0)).map(|m| m.1)
     }
@@ -80,35 +74,37 @@ pub(crate) fn unpack(source: &Source, image: &BzImage) -> Result<Vec<u8>, BootEr
     }
     let mut payload = vec![0; len as usize];
     source.read_at(start, &mut payload)?;
+    let compression = match Compression::of(&payload) {
+        // Not compressed, the payload is the kernel itself, without a size behind it.
+        None if payload.starts_with(b"\x7fELF") => return Ok(payload),
+        Some(compression) => compression,
+        None => {
+            let cause = "has a payload that is not gzip, xz, lzma, zstd or lz4";
+            return Err(bad_kernel(name, cause, "unpack it with linux's extract-vmlinux script"));
+        }
+    };
     let (body, trailer) = payload.split_at(payload.len() - TRAILER);
     let size = trailer.iter().rev().fold(0, |size, &byte| size << 8 | u64::from(byte));
     if size > MAX_UNPACKED {
         return Err(bad(format!("claims to unpack to {size} bytes, more than {MAX_UNPACKED}")));
     }
-    let compression = Compression::of(body);
     let unpacked = match compression {
-        Some(Compression::Gzip) => read_all(flate2::read::GzDecoder::new(&payload[..]), size),
-        Some(Compression::Xz) => unpack_xz(body, size),
-        Some(Compression::Lzma) => {
-            LzmaReader::new_mem_limit(body, (MAX_UNPACKED >> 10) as u32, None)
-                .and_then(|reader| read_all(reader, size))
-        }
-        Some(Compression::Zstd) => ruzstd::decoding::StreamingDecoder::new(body)
+        Compression::Gzip => read_all(flate2::read::GzDecoder::new(&payload[..]), size),
+        Compression::Xz => unpack_xz(body, size),
+        Compression::Lzma => LzmaReader::new_mem_limit(body, (MAX_UNPACKED >> 10) as u32, None)
+            .and_then(|reader| read_all(reader, size)),
+        Compression::Zstd => ruzstd::decoding::StreamingDecoder::new(body)
             .map_err(io::Error::other)
             .and_then(|reader| read_all(reader, size)),
-        Some(Compression::Lz4) => unpack_lz4(body, size),
-        // An uncompressed payload ends with the kernel, without a size.
-        Some(Compression::None) => return Ok(payload),
-        Some(Compression::Bzip2 | Compression::Lzo) | None => {
-            let cause = "has a payload that is not gzip, xz, lzma, zstd or lz4";
-            return Err(bad_kernel(name, cause, "unpack it with linux's extract-vmlinux script"));
-        }
+        Compression::Lz4 => unpack_lz4(body, size),
     };
-    let unpacked = unpacked.map_err(|e| bad(format!("has a damaged payload ({e})")))?;
-    if unpacked.len() as u64 != size {
-        return Err(bad(format!("has a damaged payload ({} bytes of {size})", unpacked.len())));
+    match unpacked {
+        Ok(unpacked) if unpacked.len() as u64 == size => Ok(unpacked),
+        Ok(unpacked) => {
+            Err(bad(format!("has a damaged payload ({} bytes of {size})", unpacked.len())))
+        }
+        Err(error) => Err(bad(format!("has a damaged payload ({error})"))),
     }
-    Ok(unpacked)
 }
 
 /// Reads to the end, or to one byte more than `size`, which the caller finds to be wrong.
