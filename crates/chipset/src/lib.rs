@@ -17,8 +17,10 @@
 #![forbid(unsafe_code)]
 
 mod acpi_pm;
+mod debug_exit;
 #[cfg(test)]
 mod hammer;
+mod i8042;
 mod ioapic;
 mod kvm_clock;
 mod pic;
@@ -30,6 +32,8 @@ mod sync;
 mod uart;
 
 pub use acpi_pm::AcpiPm;
+pub use debug_exit::DebugExit;
+pub use i8042::I8042;
 pub use ioapic::{IoApic, IsaLine};
 pub use kvm_clock::{CpuidLeaf, GuestMemoryWriter, GuestTsc, KvmClock, TscScale};
 pub use pic::Pic;

@@ -55,7 +55,8 @@ impl SavedRtc {
         let seen = -2 * LARGEST_OFFSET..=2 * LARGEST_OFFSET;
         if !range.contains(&offset_seconds)
             || !seen.contains(&seen_second)
-            || i128::from(offset_nanos) >= SECOND {
+            || i128::from(offset_nanos) >= SECOND
+        {
             return Err("the time is out of range");
         }
         let offset = i128::from(offset_seconds) * SECOND + i128::from(offset_nanos);
