@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Guest vector registers live in the host registers of the same numbers. A
-//! general register operand is renamed to RAX, the memory operand becomes [R8],
-//! the scratch buffer; [R9] takes the flags. Implicit operands RAX, RDX and RCX
+//! general register operand is renamed to RAX, the memory operand becomes `[R8]`,
+//! the scratch buffer; `[R9]` takes the flags. Implicit operands RAX, RDX and RCX
 //! (PCMPESTRI) keep their places, for which R8 and R9 make room.
 //!
 //! What the System V ABI wants of a function holds: MXCSR control bits and the
@@ -356,12 +356,12 @@ impl Assembler {
         self.raw(&[0x49, 0x89, 0xc8, 0x49, 0x89, 0xd1]);
     }
 
-    /// mov between a host register below 8 and [rsi + guest * 8], by `opcode`.
+    /// mov between a host register below 8 and `[rsi + guest * 8]`, by `opcode`.
     fn gpr(&mut self, opcode: u8, host: usize, guest: usize) {
         self.raw(&[0x48, opcode, 0x46 | (host as u8) << 3, (guest * 8) as u8]);
     }
 
-    /// stmxcsr [rsp + slot]
+    /// stmxcsr `[rsp + slot]`
     fn store_mxcsr(&mut self, slot: Slot) {
         self.raw(&[0x0f, 0xae, 0x5c, 0x24, slot as u8]);
     }
@@ -378,7 +378,7 @@ impl Assembler {
         self.raw(&[0x0f, 0xae, 0x54, 0x24, Slot::HostMxcsr as u8]); // ldmxcsr [rsp+d8]
     }
 
-    /// pushfq; pop [r9]
+    /// pushfq; pop `[r9]`
     fn store_flags(&mut self) {
         self.raw(&[0x9c, 0x41, 0x8f, 0x01]);
     }
@@ -428,7 +428,7 @@ impl Assembler {
     }
 }
 
-/// ModRM byte for register `index` and memory at [rdi + disp32].
+/// ModRM byte for register `index` and memory at `[rdi + disp32]`.
 fn rdi_operand(index: usize) -> u8 {
     0x87 | (index as u8 & 7) << 3
 }

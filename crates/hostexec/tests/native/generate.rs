@@ -103,7 +103,7 @@ pub fn vector(random: &mut Random) -> [u8; 32] {
             for chunk in out.chunks_exact_mut(8) {
                 let bits = random.next();
                 let lane = if double {
-                    bits & 0x800f_ffff_ffff_ffff | 0x3fe0_0000_0000_0000 + (bits >> 7 & 0x3f << 52)
+                    bits & 0x803f_ffff_ffff_ffff | 0x3fc0_0000_0000_0000
                 } else {
                     bits & 0x80ff_ffff_80ff_ffff | 0x3f00_0000_3f00_0000
                 };

@@ -4,7 +4,8 @@
 //! Two pages: one with the state, one with code that loads all of it (XRSTOR,
 //! general registers, status flags), runs the instruction as it is, and saves
 //! all of it. Everything is addressed relative to RIP, so that the instruction
-//! may use any register. A fault in the instruction continues behind it.
+//! may use any register. A fault in the instruction continues behind it. The host
+//! needs AVX.
 
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
