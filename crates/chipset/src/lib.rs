@@ -35,7 +35,7 @@ pub use acpi_pm::AcpiPm;
 pub use debug_exit::DebugExit;
 pub use i8042::I8042;
 pub use ioapic::{IoApic, IsaLine};
-pub use kvm_clock::{CpuidLeaf, GuestMemoryWriter, GuestTsc, KvmClock, TscScale};
+pub use kvm_clock::{CpuidLeaf, GuestMemoryWriter, GuestTsc, KvmClock};
 pub use pic::Pic;
 pub use pit::Pit;
 pub use rtc::{MemorySize, Rtc};

@@ -83,6 +83,7 @@ struct State {
 const GPE_BYTES: usize = AcpiPm::GPE0_LENGTH as usize / 2;
 
 /// A register byte, by its offset from the base.
+#[derive(Clone, Copy)]
 enum Register {
     /// Byte 0 or 1 of PM1_STS, PM1_EN, PM1_CNT.
     Status(usize),

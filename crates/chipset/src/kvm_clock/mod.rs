@@ -23,7 +23,7 @@ use std::time::Duration;
 use device::{Device, GuestClock, Nanos, WallClock};
 
 use crate::sync::lock;
-pub use scale::TscScale;
+use scale::PvclockScale;
 
 /// Guest memory, as far as the clock needs it.
 pub trait GuestMemoryWriter: Send + Sync {
@@ -166,7 +166,7 @@ impl KvmClock {
         if clock.system_time & ENABLED == 0 {
             return;
         }
-        let scale = TscScale::from_khz(self.tsc.khz());
+        let scale = PvclockScale::from_khz(self.tsc.khz());
         let mut body = [0; 28];
         body[4..12].copy_from_slice(&self.tsc.at(vcpu, moment).to_le_bytes());
         body[12..20].copy_from_slice(&moment.to_le_bytes());

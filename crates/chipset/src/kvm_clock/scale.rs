@@ -2,23 +2,17 @@
 
 /// How to convert TSC ticks to nanoseconds: shift the ticks left by `shift` (right when it is
 /// negative), multiply by `multiplier`, drop the low 32 bits.
-///
-/// ```
-/// use chipset::TscScale;
-/// assert_eq!(TscScale::from_khz(1_000_000), TscScale { shift: 1, multiplier: 1 << 31 });
-/// assert_eq!(TscScale::from_khz(3_000_000).nanos(3_000_000_000), 999_999_999);
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TscScale {
+pub(super) struct PvclockScale {
     /// `tsc_shift`.
-    pub shift: i8,
+    pub(super) shift: i8,
     /// `tsc_to_system_mul`; the highest bit is set, so that it is as exact as can be.
-    pub multiplier: u32,
+    pub(super) multiplier: u32,
 }
 
-impl TscScale {
+impl PvclockScale {
     /// The scale of a TSC of `khz` kHz. Rounds down, so that time never runs ahead; 0 counts as 1.
-    pub fn from_khz(khz: u32) -> Self {
+    pub(super) fn from_khz(khz: u32) -> Self {
         let hertz = u128::from(khz.max(1)) * 1000;
         // Nanoseconds per tick with 96 fractional bits: from 2^64 up for any 32-bit rate.
         let ratio = (1_000_000_000 << 96) / hertz;
@@ -31,7 +25,8 @@ impl TscScale {
     }
 
     /// What a guest computes for `ticks`.
-    pub fn nanos(self, ticks: u64) -> u64 {
+    #[cfg(test)]
+    pub(super) fn nanos(self, ticks: u64) -> u64 {
         let shifted = match self.shift {
             0.. => u128::from(ticks) << self.shift,
             _ => u128::from(ticks >> self.shift.unsigned_abs()),

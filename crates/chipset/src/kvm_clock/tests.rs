@@ -5,7 +5,7 @@ use device::testing::ManualTime;
 use device::{Device, GuestClock, Nanos, WallClock};
 use state::Persist;
 
-use super::{GuestMemoryWriter, GuestTsc, KvmClock, TscScale};
+use super::{GuestMemoryWriter, GuestTsc, KvmClock, PvclockScale};
 use crate::hammer::{Random, Subject, hammer};
 use crate::sync::lock;
 
@@ -76,7 +76,7 @@ impl Rig {
         let delta = tsc - u64::from_le_bytes(self.ram.read(at + 8));
         let [shift] = self.ram.read(at + 28);
         let multiplier = u32::from_le_bytes(self.ram.read(at + 24));
-        let scale = TscScale { shift: shift as i8, multiplier };
+        let scale = PvclockScale { shift: shift as i8, multiplier };
         u64::from_le_bytes(self.ram.read(at + 16)) + scale.nanos(delta)
     }
 }
@@ -96,7 +96,7 @@ fn the_guest_computes_guest_time_on_every_vcpu() {
     let rig = Rig::new();
     rig.time.advance(123_456_789);
     for vcpu in 0..4 {
-        assert!(rig.clock.msr_write(vcpu, SYSTEM, 0x100 * vcpu as u64 | 1));
+        assert!(rig.clock.msr_write(vcpu, SYSTEM, 0x100 * vcpu as u64 + 1));
         rig.time.advance(777_777);
     }
     for pause in [0, 1_000, 1_000_000_000, 3_600_000_000_000] {
@@ -183,9 +183,10 @@ fn refresh_rewrites_enabled_structures() {
 #[test]
 fn every_rate_has_an_exact_scale() {
     let mut random = Random::new(1);
+    assert_eq!(PvclockScale::from_khz(1_000_000), PvclockScale { shift: 1, multiplier: 1 << 31 });
     let rates = (0..10_000).map(|_| random.next() as u32 >> random.below(32));
     for khz in rates.chain([0, 1, 999_999, 1_000_000, 1_000_001, 2_000_000, u32::MAX]) {
-        let scale = TscScale::from_khz(khz);
+        let scale = PvclockScale::from_khz(khz);
         assert!(scale.multiplier >= 1 << 31, "{khz}: {scale:?}");
         let second = u64::from(khz.max(1)) * 1000;
         let nanos = scale.nanos(second);

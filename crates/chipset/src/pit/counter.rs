@@ -192,11 +192,8 @@ impl Counter {
         self.advance(now);
         self.gate = gate;
         match self.counting {
-            _ if self.mode.triggered() => {
-                if gate {
-                    self.trigger(now);
-                }
-            }
+            _ if self.mode.triggered() && gate => self.trigger(now),
+            _ if self.mode.triggered() => {}
             Counting::Running { .. } if !gate => {
                 self.counting = Counting::Stopped { elapsed: self.elapsed(now) };
             }
@@ -397,5 +394,6 @@ fn from_bcd(value: u16) -> u32 {
 }
 
 fn to_bcd(value: u16) -> u16 {
-    value % 10 | value / 10 % 10 << 4 | value / 100 % 10 << 8 | value / 1000 % 10 << 12
+    let digit = |weight: u16| value / weight % 10;
+    digit(1) | digit(10) << 4 | digit(100) << 8 | digit(1000) << 12
 }

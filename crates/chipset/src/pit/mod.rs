@@ -28,6 +28,7 @@ use counter::{Access, Counter, Mode, Tick};
 
 const RATE: Rate = rate::PIT;
 const COUNTERS: u16 = 0x40;
+const COUNTER_1: u16 = 0x41;
 const CONTROL: u16 = 0x43;
 const SYSTEM_CONTROL: u16 = 0x61;
 /// Counter 1 made a refresh request every 18 ticks; bit 4 of port 0x61 toggles with each.
@@ -196,7 +197,7 @@ impl State {
     }
 
     fn read_system_control(&self, now: Tick) -> u8 {
-        let refresh = now / REFRESH_TICKS & 1 != 0;
+        let refresh = (now / REFRESH_TICKS) & 1 != 0;
         self.system_control | u8::from(refresh) << 4 | u8::from(self.counters[2].output(now)) << 5
     }
 
@@ -233,7 +234,7 @@ impl Shared {
     fn write(&self, port: u16, value: u8) {
         match port {
             COUNTERS => self.update_interrupt(|counter, now| counter.write(value, now)),
-            COUNTERS..CONTROL => self.update(|state, now| {
+            COUNTER_1..CONTROL => self.update(|state, now| {
                 state.counters[usize::from(port - COUNTERS)].write(value, now);
             }),
             CONTROL => self.write_control(value),

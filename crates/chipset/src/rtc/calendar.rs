@@ -73,14 +73,14 @@ const PM: u8 = 0x80;
 
 impl Format {
     pub(super) fn encode(self, value: u8) -> u8 {
-        if self.binary { value } else { value / 10 << 4 | value % 10 }
+        if self.binary { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     pub(super) fn encode_hour(self, hour: u8) -> u8 {
         if self.hours_24 {
             return self.encode(hour);
         }
-        let hour_12 = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let hour_12 = (hour + 11) % 12 + 1;
         self.encode(hour_12) | if hour >= 12 { PM } else { 0 }
     }
 

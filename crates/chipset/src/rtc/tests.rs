@@ -290,7 +290,7 @@ fn conforming() -> Rtc {
 }
 
 state::conformance!(saves_and_restores, conforming(), |rtc: &Rtc| {
-    for value in [0x76_0a, 0x82_0b, 0x17_00, 0x99_32, 0x12_44, 0x26_0a, 0x72_0b] {
+    for value in [0x760a, 0x820b, 0x1700, 0x9932, 0x1244, 0x260a, 0x720b] {
         rtc.port_write(0x70, Width::Word, value);
     }
 });
