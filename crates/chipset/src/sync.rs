@@ -72,3 +72,25 @@ pub(crate) fn arm(timer: &dyn Timer, deadline: impl Fn() -> Option<Nanos>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use device::testing::RecordingLine;
+
+    use super::*;
+
+    #[test]
+    fn a_line_ends_at_the_level_of_the_state_whoever_was_last() {
+        for _ in 0..200 {
+            let line = RecordingLine::new();
+            let driven = Driven::new(0u32, line.clone(), |count| *count % 3 != 0);
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| (0..101).for_each(|_| driven.update(|count| *count += 1)));
+                }
+            });
+            assert_eq!(driven.read(|count| *count), 303);
+            assert!(!line.level());
+        }
+    }
+}

@@ -12,6 +12,23 @@ use crate::Pic;
 ///
 /// Interrupt 0, the PIT, is input 2 of the I/O APIC (the MADT says so in an interrupt source
 /// override); all others have their own number.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use chipset::{IoApic, IsaLine, Pic, Pit, Uart};
+/// # fn board(
+/// #     intr: Arc<dyn device::InterruptLine>, messages: Arc<dyn device::MsiSender>,
+/// #     clock: Arc<dyn device::GuestClock>, timers: &dyn device::Timers,
+/// #     console: Arc<dyn backend::ConsoleOutput>,
+/// # ) -> (Pit, Uart) {
+/// let pic = Pic::new(intr);
+/// let io_apic = IoApic::new(messages);
+/// let isa = |irq| Arc::new(IsaLine::new(&pic, &io_apic, irq));
+/// let pit = Pit::new(clock, timers, isa(0));
+/// let com1 = Uart::new(Uart::COM1, isa(Uart::COM1_IRQ), console);
+/// # (pit, com1)
+/// # }
+/// ```
 pub struct IsaLine {
     pic: Arc<dyn InterruptLine>,
     io_apic: Arc<dyn InterruptLine>,

@@ -302,6 +302,22 @@ fn late_ticks_are_made_up_for() {
 }
 
 #[test]
+fn owed_ticks_are_saved() {
+    let rig = Rig::new();
+    rig.program(0, 2, 11932);
+    let late = ManualTime::new();
+    late.advance(55 * MS);
+    let catching_up = Rig::on(&late);
+    catching_up.pit.restore(&rig.pit.save("0").unwrap()).unwrap();
+    late.advance(1);
+    let restored = Rig::on(&late);
+    restored.pit.restore(&catching_up.pit.save("0").unwrap()).unwrap();
+    let edges = restored.line.edges();
+    late.advance(45 * MS);
+    assert_eq!(restored.line.edges() - edges, 8, "nine ticks of 100 ms, one came before");
+}
+
+#[test]
 fn a_tiny_period_is_no_storm() {
     for (mode, count) in [(2, 1), (2, 2), (3, 2), (3, 3)] {
         let rig = Rig::new();
