@@ -1,17 +1,41 @@
-//! Composition: from a machine specification to a machine with its devices and memory.
+//! Composition: from a machine specification to a machine with its devices, memory and clocks.
+//!
+//! This is the one place that knows all parts. A [`MachineSpec`] says what a machine is to be, a
+//! [`Machine`] is one: guest RAM, the devices of the platform wired to each other, the clock that
+//! they share and the timer thread. Its vCPUs are made by an `engine::Engine` and run on threads of
+//! `lifecycle`, which also decides when time passes and when the machine is reset or saved.
+//!
+//! Parts: [`PortMap`] and [`MmioMap`] route accesses, [`VmClock`] and [`TimerThread`] are time,
+//! `pc` is the wiring, `cpu_bus` what vCPUs see, `save` the machine's own sections, [`host`] what
+//! the host offers, [`EngineChoice`] which engine executes.
+//!
+//! Neighbours: `chipset` and `boot` are the parts, `interpreter` the engine; `lifecycle` drives.
+//!
+//! Invariants:
+//! - Only this crate knows which device is where and which line leads where.
+//! - What is built here never changes its shape while vCPUs run.
+//! - Guest time passes only between [`Machine::start_time`] and [`Machine::stop_time`].
+
 #![forbid(unsafe_code)]
 
+mod boot_files;
 mod bus;
 mod clock;
+mod cpu_bus;
 mod engines;
 mod error;
 pub mod host;
+mod machine;
+mod pc;
+mod save;
 mod spec;
 mod timers;
 
+pub use boot_files::{BootFiles, NamedFile};
 pub use bus::{AccessCount, MmioMap, PortMap};
 pub use clock::{HostWallClock, VmClock};
 pub use engines::{EngineChoice, Selected};
 pub use error::MachineError;
+pub use machine::{Machine, MachineStats, TimerCount};
 pub use spec::{CpuLevel, MachineSpec, Platform};
 pub use timers::TimerThread;

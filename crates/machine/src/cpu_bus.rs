@@ -1,0 +1,84 @@
+//! The machine as its vCPUs see it.
+
+use std::sync::Arc;
+
+use chipset::{IoApic, KvmClock, Pic};
+use device::{Answer, GuestClock, Width};
+use engine::{CpuBus, HypercallFrame};
+use lapic::{Fabric, Ipi};
+
+use crate::{MmioMap, PortMap, VmClock};
+
+/// Result of a KVM hypercall that does not exist: -KVM_ENOSYS (Linux,
+/// Documentation/virt/kvm/x86/hypercalls.rst).
+const KVM_ENOSYS: u64 = (-1000_i64) as u64;
+/// Result of a KVM hypercall from outside the guest's kernel: -KVM_EPERM.
+const KVM_EPERM: u64 = (-1_i64) as u64;
+
+/// What port accesses, memory-mapped accesses, platform MSRs, hypercalls and interrupts between
+/// processors lead to.
+pub(crate) struct PcBus {
+    pub(crate) clock: Arc<VmClock>,
+    pub(crate) ports: PortMap,
+    pub(crate) mmio: MmioMap,
+    pub(crate) fabric: Arc<Fabric>,
+    pub(crate) pic: Arc<Pic>,
+    pub(crate) io_apic: Arc<IoApic>,
+    pub(crate) kvm_clock: Arc<KvmClock>,
+}
+
+impl CpuBus for PcBus {
+    #[inline]
+    fn port_read(&self, port: u16, width: Width) -> Answer<u32> {
+        self.ports.read(port, width)
+    }
+
+    #[inline]
+    fn port_write(&self, port: u16, width: Width, value: u32) -> Answer<()> {
+        self.ports.write(port, width, value)
+    }
+
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> Answer<()> {
+        self.mmio.read(gpa, data)
+    }
+
+    fn mmio_write(&self, gpa: u64, data: &[u8]) -> Answer<()> {
+        self.mmio.write(gpa, data)
+    }
+
+    fn msr_read(&self, vcpu: u32, msr: u32) -> Answer<u64> {
+        match self.kvm_clock.msr_read(vcpu as usize, msr) {
+            Some(value) => Answer::Done(value),
+            None => Answer::Fault,
+        }
+    }
+
+    fn msr_write(&self, vcpu: u32, msr: u32, value: u64) -> Answer<()> {
+        match self.kvm_clock.msr_write(vcpu as usize, msr, value) {
+            true => Answer::Done(()),
+            false => Answer::Fault,
+        }
+    }
+
+    fn hypercall(&self, _vcpu: u32, frame: &mut HypercallFrame) -> Answer<()> {
+        // Of KVM's interface only the clock exists, which has no calls.
+        frame.rax = if frame.cpl == 0 { KVM_ENOSYS } else { KVM_EPERM };
+        Answer::Done(())
+    }
+
+    fn send_ipi(&self, _from: u32, ipi: Ipi) {
+        self.fabric.deliver(&ipi);
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.io_apic.eoi(vector);
+    }
+
+    fn acknowledge_extint(&self) -> u8 {
+        self.pic.acknowledge()
+    }
+
+    fn clock(&self) -> &dyn GuestClock {
+        &*self.clock
+    }
+}

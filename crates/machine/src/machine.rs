@@ -1,0 +1,252 @@
+//! A machine: guest RAM, devices, clock and timers, without the threads that run it.
+
+use std::sync::Arc;
+
+use backend::{ConsoleInput, ConsoleOutput};
+use boot::MemoryMap;
+use chipset::KvmClock;
+use device::GuestClock;
+use engine::{CpuBus, CpuProfile, Engine, TscScale, Vcpu, VcpuConfig, VcpuState};
+use lapic::{Fabric, LocalApic, LocalApicConfig, Mailbox};
+use memory::GuestRam;
+use serde::Serialize;
+use state::Archive;
+use x86::cpuid::Answer;
+
+use crate::pc::{self, Pc, Surroundings};
+use crate::save::{self, SavedClock};
+use crate::{AccessCount, BootFiles, MachineError, MachineSpec, TimerThread, VmClock};
+
+/// A machine without its vCPU threads. It is made with its clock and timers stopped.
+pub struct Machine {
+    spec: MachineSpec,
+    profile: Arc<CpuProfile>,
+    tsc: TscScale,
+    map: MemoryMap,
+    ram: Arc<GuestRam>,
+    clock: Arc<VmClock>,
+    timers: TimerThread,
+    fabric: Arc<Fabric>,
+    pc: Pc,
+    boot: Option<BootFiles>,
+    /// Each vCPU's state after power-on.
+    power_on: Vec<VcpuState>,
+}
+
+/// What devices and buses of a machine did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MachineStats {
+    /// Port accesses by device.
+    pub ports: Vec<AccessCount>,
+    /// Memory-mapped accesses by device.
+    pub mmio: Vec<AccessCount>,
+    /// Timers of devices that fired.
+    pub timers: Vec<TimerCount>,
+    /// Interrupt messages that reached no processor.
+    pub interrupts_dropped: u64,
+}
+
+/// How often a device's timer fired.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TimerCount {
+    /// The timer's name.
+    pub timer: &'static str,
+    /// Times.
+    pub fired: u64,
+}
+
+impl Machine {
+    /// Builds the machine that `spec` describes, whose guest sees the CPU of `profile` (to which
+    /// the platform's CPUID leaves are added). What its console prints goes to `console`.
+    ///
+    /// # Errors
+    /// [`MachineError::Boot`] for a memory size that cannot be, [`MachineError::Memory`],
+    /// [`MachineError::Host`].
+    pub fn new(
+        spec: MachineSpec,
+        mut profile: CpuProfile,
+        boot: Option<BootFiles>,
+        console: Arc<dyn ConsoleOutput>,
+    ) -> Result<Self, MachineError> {
+        for (leaf, [eax, ebx, ecx, edx]) in KvmClock::cpuid(profile.tsc_khz()) {
+            profile.set_leaf(leaf, 0, Answer { eax, ebx, ecx, edx });
+        }
+        let tsc = TscScale::new(profile.tsc_khz());
+        let map = MemoryMap::new(spec.memory)?;
+        let ram = Arc::new(GuestRam::new(&map.ram_layout())?);
+        let clock = Arc::new(VmClock::new(0));
+        let timers = TimerThread::new(Arc::clone(&clock))?;
+        let fabric = Arc::new(Fabric::new((0..spec.cpus).map(mailbox).collect()));
+        let pc = Pc::new(Surroundings {
+            spec: &spec,
+            map: &map,
+            ram: &ram,
+            tsc,
+            clock: &clock,
+            timers: &timers,
+            fabric: &fabric,
+            console,
+        })?;
+        let profile = Arc::new(profile);
+        let power_on = Vec::new();
+        Ok(Self { spec, profile, tsc, map, ram, clock, timers, fabric, pc, boot, power_on })
+    }
+
+    /// Makes the vCPUs, once.
+    ///
+    /// # Errors
+    /// [`MachineError::Engine`].
+    pub fn create_vcpus(
+        &mut self,
+        engine: &dyn Engine,
+    ) -> Result<Vec<Box<dyn Vcpu>>, MachineError> {
+        let mut vcpus = Vec::with_capacity(self.fabric.mailboxes().len());
+        for (index, mailbox) in (0..).zip(self.fabric.mailboxes()) {
+            let mut vcpu = engine.create_vcpu(VcpuConfig {
+                index,
+                apic_id: mailbox.apic_id(),
+                profile: Arc::clone(&self.profile),
+                ram: Arc::clone(&self.ram),
+                mailbox: Arc::clone(mailbox),
+            })?;
+            self.power_on.push(vcpu.save(&*self.pc.bus)?);
+            vcpus.push(vcpu);
+        }
+        Ok(vcpus)
+    }
+
+    /// Resets the devices and loads the kernel: power-on and every guest reset. RAM keeps its
+    /// content where nothing is loaded. Returns the states in which the vCPUs are to start. The
+    /// vCPUs are parked, the time stands.
+    ///
+    /// # Errors
+    /// [`MachineError::NoKernel`]; [`MachineError::Boot`] when something does not fit or cannot
+    /// be read.
+    pub fn boot(&self) -> Result<Vec<VcpuState>, MachineError> {
+        let files = self.boot.as_ref().ok_or(MachineError::NoKernel)?;
+        for (_, device) in &self.pc.devices {
+            device.reset();
+        }
+        // What was on its way to the processors is gone with them.
+        self.fabric.mailboxes().iter().for_each(|mailbox| mailbox.drain(|_| ()));
+        let rsdp = boot::acpi::build(&pc::acpi_spec(self.spec.cpus), &self.ram)?;
+        let (kernel, initrd) = (&files.kernel, files.initrd.as_ref());
+        let entry = boot::load(&self.ram, kernel, initrd, &self.spec.cmdline, &self.map, rsdp)?;
+        let mut states = self.power_on.clone();
+        // The counters go on with the guest's time, so that the paravirtual clock, which is a
+        // function of it, agrees with them.
+        let tsc = self.tsc.ns_to_ticks(self.clock.now());
+        states.iter_mut().for_each(|state| state.tsc = tsc);
+        if let Some(boot_processor) = states.first_mut() {
+            entry.apply(boot_processor);
+        }
+        Ok(states)
+    }
+
+    /// Lets time pass: the clock goes on, timers fire.
+    pub fn start_time(&self) {
+        self.clock.resume();
+        self.timers.start();
+    }
+
+    /// Stops timers and clock. The vCPUs are parked.
+    pub fn stop_time(&self) {
+        self.timers.stop();
+        self.clock.pause();
+    }
+
+    /// Saves clock, profile and devices; vCPUs and memory are the caller's. The vCPUs are parked,
+    /// and saved before, so that what was posted to them is theirs; the time stands.
+    ///
+    /// # Errors
+    /// [`MachineError::State`].
+    pub fn save(&self, archive: &mut Archive) -> Result<(), MachineError> {
+        save::profile(&self.profile, archive)?;
+        SavedClock { now: self.clock.now() }.push(archive)?;
+        for (instance, device) in &self.pc.devices {
+            archive.push(device.save(instance)?)?;
+        }
+        Ok(())
+    }
+
+    /// The profile of a saved machine, to make one with.
+    ///
+    /// # Errors
+    /// [`MachineError::SavedFeature`] for what this host lacks, [`MachineError::State`].
+    pub fn saved_profile(archive: &mut Archive) -> Result<CpuProfile, MachineError> {
+        save::take_profile(archive)
+    }
+
+    /// Sets the clock to that of a saved machine, before anything else is restored.
+    ///
+    /// # Errors
+    /// [`MachineError::State`].
+    pub fn restore_clock(&self, archive: &mut Archive) -> Result<(), MachineError> {
+        self.clock.set(SavedClock::take(archive)?.now);
+        Ok(())
+    }
+
+    /// Restores the devices, after the vCPUs: interrupts that they send go to the restored ones.
+    ///
+    /// # Errors
+    /// [`MachineError::State`] naming the section.
+    pub fn restore_devices(&self, archive: &mut Archive) -> Result<(), MachineError> {
+        for (instance, device) in &self.pc.devices {
+            device.restore(&archive.take(device.kind(), instance)?)?;
+        }
+        Ok(())
+    }
+
+    /// What the vCPUs reach outside themselves.
+    pub fn bus(&self) -> Arc<dyn CpuBus> {
+        Arc::clone(&self.pc.bus) as _
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// What the machine was made from.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// The guest's CPU.
+    pub fn profile(&self) -> &CpuProfile {
+        &self.profile
+    }
+
+    /// Guest real time in nanoseconds.
+    pub fn guest_time(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// Where the console's input goes.
+    pub fn console_input(&self) -> Arc<dyn ConsoleInput> {
+        Arc::clone(&self.pc.uart) as _
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.pc.acpi.press_power_button();
+    }
+
+    /// What devices and buses did.
+    pub fn stats(&self) -> MachineStats {
+        let fired = self.timers.fired().into_iter();
+        MachineStats {
+            ports: self.pc.bus.ports.counts(),
+            mmio: self.pc.bus.mmio.counts(),
+            timers: fired.map(|(timer, fired)| TimerCount { timer, fired }).collect(),
+            interrupts_dropped: self.fabric.dropped(),
+        }
+    }
+}
+
+/// The mailbox of vCPU `index`, whose local APIC is as after power-on.
+fn mailbox(index: u32) -> Arc<Mailbox> {
+    let config =
+        LocalApicConfig { apic_id: index, bsp: index == 0, ..LocalApicConfig::default() };
+    Arc::new(Mailbox::new(LocalApic::new(config).destination()))
+}

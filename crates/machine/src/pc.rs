@@ -1,0 +1,222 @@
+//! The platform `pc`: its devices and their wiring, in the shape of q35.
+//!
+//! | part | where | interrupt |
+//! | --- | --- | --- |
+//! | PIC | ports 0x20, 0xa0, 0x4d0 | INTR to vCPU 0 as ExtINT |
+//! | I/O APIC | 0xfec0_0000 | messages to the local APICs |
+//! | PIT | ports 0x40, 0x61 | ISA 0 (global interrupt 2) |
+//! | RTC | port 0x70 | ISA 8 |
+//! | UART COM1 | port 0x3f8 | ISA 4 |
+//! | i8042 | ports 0x60, 0x64, 0x92, 0xcf9 | ISA 1 and 12 |
+//! | ACPI | port 0x600 | ISA 9, the SCI |
+//! | debug exit (optional) | port 0xf4 | |
+//! | KVM clock | MSRs | |
+//!
+//! ISA interrupts lead to the PIC and to the I/O APIC.
+
+use std::sync::Arc;
+
+use backend::ConsoleOutput;
+use boot::MemoryMap;
+use boot::acpi::{AcpiSpec, IoApicSpec};
+use chipset::{
+    AcpiPm, DebugExit, GuestMemoryWriter, GuestTsc, I8042, IoApic, IsaLine, KvmClock, MemorySize,
+    Pic, Pit, Rtc, Uart,
+};
+use device::{
+    Answer, Device, GuestClock, InterruptLine, MsiSender, Nanos, PortIo, Timers, WallClock, Width,
+};
+use engine::TscScale;
+use lapic::{Fabric, Mailbox};
+use memory::{Gpa, GuestRam};
+
+use crate::cpu_bus::PcBus;
+use crate::{HostWallClock, MachineError, MachineSpec, MmioMap, PortMap, VmClock};
+
+/// Ports of PCI's configuration mechanism, as (first, count).
+const PCI_CONFIG: (u16, u16) = (0xcf8, 8);
+
+/// What the devices are connected to.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) spec: &'a MachineSpec,
+    pub(crate) map: &'a MemoryMap,
+    pub(crate) ram: &'a Arc<GuestRam>,
+    pub(crate) tsc: TscScale,
+    pub(crate) clock: &'a Arc<VmClock>,
+    pub(crate) timers: &'a dyn Timers,
+    pub(crate) fabric: &'a Arc<Fabric>,
+    pub(crate) console: Arc<dyn ConsoleOutput>,
+}
+
+/// The devices of a PC.
+pub(crate) struct Pc {
+    pub(crate) bus: Arc<PcBus>,
+    pub(crate) uart: Arc<Uart>,
+    pub(crate) acpi: Arc<AcpiPm>,
+    /// Every device with the name of its instance, in the order in which they are restored:
+    /// interrupt controllers first, so that a device that sets its line again changes nothing.
+    pub(crate) devices: Vec<(&'static str, Arc<dyn Device>)>,
+}
+
+impl Pc {
+    /// Builds and connects the devices.
+    pub(crate) fn new(around: Surroundings<'_>) -> Result<Self, MachineError> {
+        let Surroundings { spec, map, ram, tsc, clock, timers, fabric, console } = around;
+        let guest_clock = || Arc::clone(clock) as Arc<dyn GuestClock>;
+        let wall: Arc<dyn WallClock> = Arc::new(HostWallClock);
+        let messages: Arc<dyn MsiSender> = Arc::clone(fabric) as _;
+
+        let pic = Arc::new(Pic::new(Arc::new(Intr(Arc::clone(&fabric.mailboxes()[0])))));
+        let io_apic = Arc::new(IoApic::new(messages));
+        let isa = |irq| Arc::new(IsaLine::new(&pic, &io_apic, irq)) as Arc<dyn InterruptLine>;
+        let pit = Arc::new(Pit::new(guest_clock(), timers, isa(0)));
+        let size = MemorySize { below_4g: map.low_end(), above_4g: map.size() - map.low_end() };
+        let rtc =
+            Arc::new(Rtc::new(guest_clock(), Arc::clone(&wall), timers, isa(Rtc::IRQ), size));
+        let uart = Arc::new(Uart::new(Uart::COM1, isa(Uart::COM1_IRQ), console));
+        let i8042 = Arc::new(I8042::new(isa(I8042::IRQS.0), isa(I8042::IRQS.1)));
+        let acpi = Arc::new(AcpiPm::new(guest_clock(), timers, isa(AcpiPm::SCI_IRQ)));
+        let kvm_clock = Arc::new(KvmClock::new(
+            spec.cpus as usize,
+            Arc::new(Memory(Arc::clone(ram))),
+            guest_clock(),
+            wall,
+            Arc::new(Tsc(tsc)),
+        ));
+
+        let mut ports = PortMap::default();
+        claim(&mut ports, "pic", &Pic::PORTS, &pic)?;
+        claim(&mut ports, "pit", &Pit::PORTS, &pit)?;
+        claim(&mut ports, "rtc", &[Rtc::PORTS], &rtc)?;
+        claim(&mut ports, "uart", &[(Uart::COM1, Uart::PORTS)], &uart)?;
+        let (reset_port, _) = I8042::RESET_REGISTER;
+        let own = I8042::PORTS.into_iter().filter(|(first, _)| *first != reset_port);
+        claim(&mut ports, "i8042", &own.collect::<Vec<_>>(), &i8042)?;
+        let config = Arc::new(ConfigPorts { reset: Arc::clone(&i8042) });
+        claim_wide(&mut ports, "pci-config", &[PCI_CONFIG], &config)?;
+        claim_wide(&mut ports, "acpi-pm", &AcpiPm::PORTS, &acpi)?;
+        let mut mmio = MmioMap::default();
+        mmio.insert("io-apic", IoApic::BASE, IoApic::SIZE, Arc::clone(&io_apic) as _)?;
+
+        let mut devices: Vec<(&'static str, Arc<dyn Device>)> = vec![
+            ("0", Arc::clone(&pic) as _),
+            ("0", Arc::clone(&io_apic) as _),
+            ("0", pit),
+            ("0", rtc),
+            ("com1", Arc::clone(&uart) as _),
+            ("0", i8042),
+            ("0", Arc::clone(&acpi) as _),
+            ("0", Arc::clone(&kvm_clock) as _),
+        ];
+        if spec.debug_exit {
+            let debug_exit = Arc::new(DebugExit);
+            let range = (DebugExit::PORT, DebugExit::PORTS);
+            claim_wide(&mut ports, "debug-exit", &[range], &debug_exit)?;
+            devices.push(("0", debug_exit));
+        }
+        let fabric = Arc::clone(fabric);
+        let clock = Arc::clone(clock);
+        let bus = Arc::new(PcBus { clock, ports, mmio, fabric, pic, io_apic, kvm_clock });
+        Ok(Self { bus, uart, acpi, devices })
+    }
+}
+
+/// What the ACPI tables say of these devices.
+pub(crate) fn acpi_spec(cpus: u32) -> AcpiSpec {
+    let apic_ids: Vec<u32> = (0..cpus).collect();
+    AcpiSpec {
+        io_apic: IoApicSpec { id: 0, address: IoApic::BASE as u32, gsi_base: 0 },
+        pm_base: AcpiPm::BASE,
+        gpe0_len: AcpiPm::GPE0_LENGTH as u8,
+        sleep_type_s5: AcpiPm::SLP_TYP_S5,
+        sci_irq: AcpiPm::SCI_IRQ,
+        reset: I8042::RESET_REGISTER,
+        century: Rtc::CENTURY,
+        ..AcpiSpec::pc(&apic_ids)
+    }
+}
+
+/// Puts an 8-bit device at its ports.
+fn claim<D: PortIo + 'static>(
+    ports: &mut PortMap,
+    name: &'static str,
+    ranges: &[(u16, u16)],
+    device: &Arc<D>,
+) -> Result<(), MachineError> {
+    ranges.iter().try_for_each(|(first, count)| {
+        ports.insert(name, *first, *count, Width::Byte, Arc::clone(device) as _)
+    })
+}
+
+/// Puts a device that takes accesses of every width at its ports.
+fn claim_wide<D: PortIo + 'static>(
+    ports: &mut PortMap,
+    name: &'static str,
+    ranges: &[(u16, u16)],
+    device: &Arc<D>,
+) -> Result<(), MachineError> {
+    ranges.iter().try_for_each(|(first, count)| {
+        ports.insert(name, *first, *count, Width::Dword, Arc::clone(device) as _)
+    })
+}
+
+/// The ports of PCI's configuration mechanism, behind which there is no PCI, with the reset
+/// control register among them: only byte accesses to its port are for it (ICH9 data sheet,
+/// 13.7.5), so that a configuration address is never taken for a reset.
+struct ConfigPorts {
+    reset: Arc<I8042>,
+}
+
+impl ConfigPorts {
+    fn is_reset(port: u16, width: Width) -> bool {
+        (port, width) == (I8042::RESET_REGISTER.0, Width::Byte)
+    }
+}
+
+impl PortIo for ConfigPorts {
+    fn port_read(&self, port: u16, width: Width) -> Answer<u32> {
+        match Self::is_reset(port, width) {
+            true => self.reset.port_read(port, width),
+            false => Answer::Done(width.mask()),
+        }
+    }
+
+    fn port_write(&self, port: u16, width: Width, value: u32) -> Answer<()> {
+        match Self::is_reset(port, width) {
+            true => self.reset.port_write(port, width, value),
+            false => Answer::Done(()),
+        }
+    }
+}
+
+/// The PIC's INTR output, at the pin LINT0 of the boot processor's local APIC.
+struct Intr(Arc<Mailbox>);
+
+impl InterruptLine for Intr {
+    fn set(&self, level: bool) {
+        self.0.set_extint(level);
+    }
+}
+
+/// Guest RAM for the KVM clock.
+struct Memory(Arc<GuestRam>);
+
+impl GuestMemoryWriter for Memory {
+    fn write(&self, gpa: u64, data: &[u8]) -> bool {
+        self.0.write(Gpa(gpa), data).is_ok()
+    }
+}
+
+/// The TSC of every vCPU, as long as the guest does not set it: a kernel that does, does so
+/// before it uses the clock, or finds the difference when it compares the two.
+struct Tsc(TscScale);
+
+impl GuestTsc for Tsc {
+    fn khz(&self) -> u32 {
+        self.0.khz()
+    }
+
+    fn at(&self, _vcpu: usize, time: Nanos) -> u64 {
+        self.0.ns_to_ticks(time)
+    }
+}
