@@ -54,8 +54,8 @@ impl Case {
 
     /// Stores the bytes that lie in mapped pages.
     fn store(&self, memory: &mut Memory, address: u64, bytes: &[u8]) {
-        for (at, byte) in (address..).zip(bytes) {
-            if let Some(offset) = offset_of(at) {
+        for (at, byte) in bytes.iter().enumerate() {
+            if let Some(offset) = offset_of(address.wrapping_add(at as u64)) {
                 memory[offset] = *byte;
             }
         }

@@ -22,7 +22,7 @@ fn run(case: Case) -> NativeOutcome {
 
 fn observe(case: Case) -> Observation {
     match run(case) {
-        NativeOutcome::Observed(observation) => observation,
+        NativeOutcome::Observed(observation) => *observation,
         other => panic!("{other:?}"),
     }
 }

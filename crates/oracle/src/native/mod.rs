@@ -12,11 +12,13 @@
 //! All unsafe code of this crate is in this module.
 
 mod entry;
+mod host;
 mod runner;
 mod sandbox;
 mod shared;
 mod worker;
 
+pub use host::host_has;
 pub use runner::NativeRunner;
 
 use crate::case::Observation;
@@ -25,7 +27,7 @@ use crate::case::Observation;
 #[derive(Clone, Debug)]
 pub enum NativeOutcome {
     /// It ended in an exception.
-    Observed(Observation),
+    Observed(Box<Observation>),
     /// It was stopped because it ran too long.
     Timeout,
     /// It made a system call, which is not for an engine of user-mode instructions.
@@ -47,13 +49,17 @@ pub enum NativeError {
         cause: std::io::Error,
     },
     /// The host CPU or kernel lacks something.
-    #[error("native oracle: this host lacks {missing}; run it on an x86-64-v3 CPU with Linux 5.14 or newer")]
+    #[error(
+        "native oracle: this host lacks {missing}; run it on an x86-64-v3 CPU with Linux 5.14 or newer"
+    )]
     HostLacks {
         /// What is missing.
         missing: &'static str,
     },
     /// The worker could not be set up.
-    #[error("native oracle: the worker process ended with wait status {status:#x} before its first case")]
+    #[error(
+        "native oracle: the worker process ended with wait status {status:#x} before its first case"
+    )]
     WorkerFailed {
         /// As `waitpid` gives it.
         status: i32,

@@ -54,8 +54,7 @@ impl NativeRunner {
         let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         worker.signal_stack = map(Resources::SIGNAL_STACK, private)?;
         // SAFETY: creates a memory file; the name is a constant string.
-        worker.memory_file =
-            unsafe { libc::memfd_create(c"oracle".as_ptr(), libc::MFD_CLOEXEC) };
+        worker.memory_file = unsafe { libc::memfd_create(c"oracle".as_ptr(), libc::MFD_CLOEXEC) };
         if worker.memory_file < 0 {
             return Err(failed("memfd_create"));
         }
@@ -115,7 +114,7 @@ impl NativeRunner {
 impl Slot {
     fn outcome(&self) -> NativeOutcome {
         match self.status {
-            status::EXCEPTION => NativeOutcome::Observed(self.observation()),
+            status::EXCEPTION => NativeOutcome::Observed(Box::new(self.observation())),
             status::SYSTEM_CALL => NativeOutcome::SystemCall,
             _ => NativeOutcome::Timeout,
         }
@@ -169,8 +168,7 @@ impl Worker {
     fn wait_while(&mut self, turn: u32) -> Result<(), i32> {
         let started = Instant::now();
         let word = self.header().turn.as_ptr();
-        let patience =
-            libc::timespec { tv_sec: 0, tv_nsec: i64::from(PATIENCE.subsec_nanos()) };
+        let patience = libc::timespec { tv_sec: 0, tv_nsec: i64::from(PATIENCE.subsec_nanos()) };
         while self.header().turn.load(SeqCst) == turn {
             // SAFETY: the futex word is valid shared memory, the time is on our stack.
             unsafe { libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, turn, &patience) };

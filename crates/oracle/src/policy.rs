@@ -1,0 +1,159 @@
+//! Which instructions may be part of a case.
+//!
+//! Left out is what depends on the machine rather than on the instruction set (time, random
+//! numbers, CPUID, processor numbers), what the host kernel answers in the CPU's stead (system
+//! calls, UMIP), what would change the segments that the host needs, and what the host has but the
+//! guest's profile hides. What is left must behave the same on both sides, faults included.
+
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Instruction, Mnemonic};
+
+use crate::case::FILL;
+
+/// Longest instruction.
+const LONGEST: usize = 15;
+
+/// Features of the profile `v3` with its accelerators whose instructions are compared.
+fn is_compared(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::INTEL8086
+            | F::INTEL186
+            | F::INTEL286
+            | F::INTEL386
+            | F::INTEL486
+            | F::X64
+            | F::ADX
+            | F::AES
+            | F::AVX
+            | F::AVX2
+            | F::BMI1
+            | F::BMI2
+            | F::CET_IBT
+            | F::CLFLUSHOPT
+            | F::CLFSH
+            | F::CLWB
+            | F::CMOV
+            | F::CMPXCHG16B
+            | F::CX8
+            | F::F16C
+            | F::FMA
+            | F::FPU
+            | F::FPU287
+            | F::FPU387
+            | F::FSGSBASE
+            | F::FXSR
+            | F::LZCNT
+            | F::MMX
+            | F::MOVBE
+            | F::MSR
+            | F::MULTIBYTENOP
+            | F::PAUSE
+            | F::PCLMULQDQ
+            | F::POPCNT
+            | F::PREFETCHW
+            | F::SHA
+            | F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::SSSE3
+    )
+}
+
+/// Instructions of compared features that are not comparable.
+fn is_excluded(code: Code) -> bool {
+    use Mnemonic as M;
+    match code.mnemonic() {
+        // The kernel's, or a path into it.
+        M::Syscall | M::Sysenter | M::Sysexit | M::Sysexitq | M::Sysret | M::Sysretq => true,
+        M::Int | M::Into | M::Iret | M::Iretd | M::Iretq | M::Retf | M::Getsec => true,
+        // A hypervisor below the host would answer.
+        M::Vmcall | M::Vmmcall | M::Cpuid | M::Xsetbv | M::Monitor | M::Mwait | M::Rsm => true,
+        // Time and chance.
+        M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdpid | M::Rdrand | M::Rdseed => true,
+        // The host kernel emulates them when it has UMIP, else they show host values.
+        M::Sldt | M::Str | M::Smsw | M::Sgdt | M::Sidt => true,
+        // Segments of the host.
+        M::Lsl | M::Lar | M::Verr | M::Verw | M::Lss | M::Lfs | M::Lgs => true,
+        // Undefined result (SDM vol. 2, BSWAP of a 16-bit register).
+        M::Bswap => code == Code::Bswap_r16,
+        _ => matches!(
+            code,
+            Code::Jmp_m1616
+                | Code::Jmp_m1632
+                | Code::Jmp_m1664
+                | Code::Call_m1616
+                | Code::Call_m1632
+                | Code::Call_m1664
+                | Code::Mov_Sreg_rm16
+                | Code::Mov_Sreg_r32m16
+                | Code::Mov_Sreg_r64m16
+                | Code::Popw_FS
+                | Code::Popq_FS
+                | Code::Popw_GS
+                | Code::Popq_GS
+        ),
+    }
+}
+
+/// Whether `code` can be compared.
+pub fn allows(code: Code) -> bool {
+    code.cpuid_features().iter().all(|f| is_compared(*f)) && !is_excluded(code)
+}
+
+/// Whether every instruction that could be executed from `bytes`, at any offset, can be compared:
+/// jumps may lead into the middle of an instruction.
+pub fn allows_bytes(bytes: &[u8]) -> bool {
+    let mut padded = bytes.to_vec();
+    padded.extend([FILL; LONGEST]);
+    (0..bytes.len()).all(|at| allows_first(&padded[at..]))
+}
+
+/// Whether the first instruction of `bytes` can be compared.
+fn allows_first(bytes: &[u8]) -> bool {
+    let instruction = decode(bytes);
+    if instruction.code() == Code::INVALID {
+        return !may_be_newer(bytes);
+    }
+    allows(instruction.code()) && !has_undefined_result(&instruction)
+}
+
+/// The first instruction of `bytes`.
+pub fn decode(bytes: &[u8]) -> Instruction {
+    Decoder::new(64, bytes, DecoderOptions::NONE).decode()
+}
+
+/// An invalid encoding that a newer CPU than the decoder may know: EVEX (AVX10, APX) and REX2.
+fn may_be_newer(bytes: &[u8]) -> bool {
+    let is_prefix = |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    let first = bytes.iter().find(|b| !is_prefix(b));
+    matches!(first, Some(0x62 | 0xd5))
+}
+
+/// SHLD and SHRD of 16 bits with a count above 16: result and flags are undefined (SDM vol. 2).
+/// The count in CL is not known here.
+fn has_undefined_result(instruction: &Instruction) -> bool {
+    match instruction.code() {
+        Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8 => instruction.immediate8() & 31 > 16,
+        Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sensitive_instructions_are_found_in_the_middle() {
+        assert!(allows_bytes(&[0x48, 0x01, 0xd8]));
+        assert!(!allows_bytes(&[0x0f, 0x05]));
+        // mov eax, 0x0000310f hides RDTSC
+        assert!(!allows_bytes(&[0xb8, 0x0f, 0x31, 0, 0]));
+        // vpaddd zmm0, zmm0, zmm0
+        assert!(!allows_bytes(&[0x62, 0xf1, 0x7d, 0x48, 0xfe, 0xc0]));
+        assert!(!allows_bytes(&[0xcd, 0x80]));
+    }
+}

@@ -1,0 +1,172 @@
+//! What is compared with the host CPU.
+
+use std::sync::Arc;
+
+use device::{Answer, GuestClock, Nanos, StopCause, Width};
+use engine::{
+    CpuBus, CpuProfile, Engine, EngineError, HypercallFrame, Level, Vcpu, VcpuConfig, VcpuExit,
+    VcpuState, Vendor,
+};
+use lapic::{ApicMode, DestinationInfo, Ipi, Mailbox};
+use memory::{GuestRam, MemoryError};
+use x86::cpuid::Feature;
+
+use crate::case::{Case, Memory, Observation};
+use crate::layout::MEMORY;
+use crate::native::host_has;
+use crate::supervisor;
+
+/// What came of a case on a subject.
+#[derive(Clone, Debug)]
+pub enum SubjectOutcome {
+    /// It ended in an exception.
+    Observed(Box<Observation>),
+    /// It did not end within the instructions it was given.
+    BudgetSpent,
+}
+
+/// Why a subject could not run a case. The guest code of a case has no way to cause it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubjectError {
+    /// The engine refused.
+    #[error("oracle: {0}")]
+    Engine(#[from] EngineError),
+    /// The supervisor does not fit into its RAM.
+    #[error("oracle: {0}")]
+    Memory(#[from] MemoryError),
+    /// The CPU profile does not fit the host.
+    #[error("oracle: {0}")]
+    Profile(#[from] engine::ProfileError),
+    /// The vCPU ended a case in another way than by an exception handler.
+    #[error("oracle: the vCPU stopped with {exit:?} instead of in an exception handler")]
+    UnexpectedExit {
+        /// How it stopped.
+        exit: VcpuExit,
+    },
+}
+
+/// Something that executes cases as a CPU would.
+pub trait Subject {
+    /// Executes a case, at most `instructions` of it.
+    ///
+    /// # Errors
+    /// [`SubjectError`].
+    fn run(&mut self, case: &Case, instructions: u64) -> Result<SubjectOutcome, SubjectError>;
+}
+
+/// A vCPU of an engine, in user mode under a minimal supervisor.
+pub struct VcpuSubject {
+    vcpu: Box<dyn Vcpu>,
+    ram: Arc<GuestRam>,
+    state: VcpuState,
+    memory: Box<Memory>,
+    bus: HandlerPorts,
+}
+
+impl VcpuSubject {
+    /// A vCPU of `engine` with profile `v3` and the accelerators that the host has.
+    ///
+    /// # Errors
+    /// [`SubjectError`].
+    pub fn new(engine: &dyn Engine) -> Result<Self, SubjectError> {
+        const TSC_KHZ: u32 = 1_000_000;
+        let host = |feature: Feature| host_has(feature);
+        let profile = Arc::new(CpuProfile::new(Level::V3, Vendor::Intel, TSC_KHZ, &host)?);
+        let ram = Arc::new(GuestRam::new(&[(0, supervisor::RAM_SIZE)])?);
+        let destination = DestinationInfo {
+            apic_id: 0,
+            mode: ApicMode::Xapic,
+            software_enabled: false,
+            logical_id: 0,
+            cluster: false,
+            priority: 0,
+        };
+        let mut vcpu = engine.create_vcpu(VcpuConfig {
+            index: 0,
+            apic_id: 0,
+            profile,
+            ram: Arc::clone(&ram),
+            mailbox: Arc::new(Mailbox::new(destination)),
+        })?;
+        let bus = HandlerPorts;
+        let power_on = vcpu.save(&bus)?;
+        let state = supervisor::install(&ram, power_on)?;
+        let memory = vec![0; MEMORY].into_boxed_slice();
+        let memory = memory.try_into().expect("the size is the array's");
+        Ok(Self { vcpu, ram, state, memory, bus })
+    }
+}
+
+impl Subject for VcpuSubject {
+    fn run(&mut self, case: &Case, instructions: u64) -> Result<SubjectOutcome, SubjectError> {
+        supervisor::load_memory(&self.ram, case, &mut self.memory)?;
+        supervisor::load_registers(&mut self.state, &case.image);
+        self.vcpu.restore(&self.state, &self.bus)?;
+        self.vcpu.set_budget(Some(instructions));
+        let exit = self.vcpu.run(&self.bus)?;
+        let vector = match &exit {
+            VcpuExit::BudgetSpent => return Ok(SubjectOutcome::BudgetSpent),
+            VcpuExit::Stop(cause) => supervisor::vector_of(*cause),
+            _ => None,
+        };
+        let Some(vector) = vector else { return Err(SubjectError::UnexpectedExit { exit }) };
+        let state = self.vcpu.save(&self.bus)?;
+        Ok(SubjectOutcome::Observed(Box::new(supervisor::observe(&self.ram, &state, vector)?)))
+    }
+}
+
+/// A bus on which every port stops the vCPU and tells its number: the exception handlers write to
+/// the port of their vector. There is nothing else.
+#[derive(Debug)]
+struct HandlerPorts;
+
+impl CpuBus for HandlerPorts {
+    fn port_read(&self, _port: u16, width: Width) -> Answer<u32> {
+        Answer::Done(width.mask())
+    }
+
+    fn port_write(&self, port: u16, _width: Width, _value: u32) -> Answer<()> {
+        Answer::StopAfterInstruction((), StopCause::DebugExit { value: port as u8 })
+    }
+
+    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) -> Answer<()> {
+        data.fill(0xff);
+        Answer::Done(())
+    }
+
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) -> Answer<()> {
+        Answer::Done(())
+    }
+
+    fn msr_read(&self, _vcpu: u32, _msr: u32) -> Answer<u64> {
+        Answer::Fault
+    }
+
+    fn msr_write(&self, _vcpu: u32, _msr: u32, _value: u64) -> Answer<()> {
+        Answer::Fault
+    }
+
+    fn hypercall(&self, _vcpu: u32, _frame: &mut HypercallFrame) -> Answer<()> {
+        Answer::Fault
+    }
+
+    fn send_ipi(&self, _from: u32, _ipi: Ipi) {}
+
+    fn end_of_interrupt(&self, _vector: u8) {}
+
+    fn acknowledge_extint(&self) -> u8 {
+        0
+    }
+
+    fn clock(&self) -> &dyn GuestClock {
+        self
+    }
+}
+
+impl GuestClock for HandlerPorts {
+    /// Time stands still: no case depends on it.
+    fn now(&self) -> Nanos {
+        0
+    }
+}
