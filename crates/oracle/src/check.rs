@@ -10,7 +10,7 @@ use iced_x86::Mnemonic;
 use crate::case::{Case, Observation};
 use crate::compare::{Difference, compare};
 use crate::generate::{Generator, decode_all, is_comparable};
-use crate::native::{NativeError, NativeOutcome, NativeRunner};
+use crate::native::{NativeError, NativeOutcome, NativeRunner, choices};
 use crate::report::Finding;
 use crate::shrink::shrink;
 use crate::subject::{Subject, SubjectError, SubjectOutcome};
@@ -74,7 +74,8 @@ pub struct Summary {
     pub budget_spent: u64,
     /// Cases discarded because they reached a system call.
     pub system_calls: u64,
-    /// Cases discarded because the host did not repeat its result.
+    /// Cases discarded because the host did not repeat its result, or its maker's choice differs
+    /// from the guest CPU's.
     pub unstable: u64,
     /// Cases discarded because they destroyed the worker process.
     pub deaths: u64,
@@ -166,6 +167,11 @@ where
     Ok((summary, findings))
 }
 
+/// A branch to a non-canonical address, on a host whose maker chose to fault elsewhere.
+fn is_makers_choice(native: &Observation) -> bool {
+    !choices().intel_branches && !x86::is_canonical(native.image.rip)
+}
+
 /// What the threads of a check share.
 struct Shared<'a> {
     plan: &'a Plan,
@@ -237,6 +243,10 @@ impl<S: Subject> Pair<'_, S> {
         summary: &mut Summary,
     ) -> Result<Vec<Difference>, CheckError> {
         let native = match outcome {
+            NativeOutcome::Observed(observation) if is_makers_choice(observation) => {
+                summary.unstable += 1;
+                return Ok(Vec::new());
+            }
             NativeOutcome::Observed(observation) => observation,
             NativeOutcome::Timeout => {
                 summary.timeouts += 1;

@@ -3,7 +3,8 @@
 //! Everything counts but what the architecture leaves undefined, or the host kernel hides:
 //! - flags that the executed instructions leave undefined ([`crate::flags`]);
 //! - bit 0 (present) of the error code of a page fault above the user half: the kernel always sets
-//!   it, so that programs cannot probe its page tables.
+//!   it, so that programs cannot probe its page tables;
+//! - x87 pointers, on hosts that keep them otherwise than the guest's CPU ([`choices`]).
 
 use std::fmt;
 
@@ -15,6 +16,7 @@ use crate::flags::UndefinedFlags;
 use crate::generate::decode_all;
 use crate::image::CpuImage;
 use crate::layout::address_of;
+use crate::native::choices;
 
 /// One register, or other part of an observation, that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +123,8 @@ impl Found {
             ("fip", CpuImage::fip),
             ("fdp", CpuImage::fdp),
         ];
-        for (name, read) in words {
+        let pointers = choices().x87_pointers;
+        for (name, read) in words.into_iter().filter(|(n, _)| pointers || !is_pointer(n)) {
             self.hex(name, read(native), read(subject));
         }
         for index in 0..8 {
@@ -147,6 +150,10 @@ impl Found {
             self.add(&part, hex_of(theirs), hex_of(ours));
         }
     }
+}
+
+fn is_pointer(name: &str) -> bool {
+    matches!(name, "fop" | "fip" | "fdp")
 }
 
 /// Little-endian bytes as a number.

@@ -5,9 +5,10 @@
 //! calls, UMIP), what would change the segments that the host needs, and what the host has but the
 //! guest's profile hides. What is left must behave the same on both sides, faults included.
 
-use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use crate::case::FILL;
+use crate::native::choices;
 
 /// Longest instruction.
 const LONGEST: usize = 15;
@@ -77,6 +78,10 @@ fn is_excluded(code: Code) -> bool {
         M::Sldt | M::Str | M::Smsw | M::Sgdt | M::Sidt => true,
         // Segments of the host.
         M::Lsl | M::Lar | M::Verr | M::Verw | M::Lss | M::Lfs | M::Lgs => true,
+        // Images with x87 pointers.
+        M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave | M::Fxsave | M::Fxsave64 => {
+            !choices().x87_pointers
+        }
         // Undefined result (SDM vol. 2, BSWAP of a 16-bit register).
         M::Bswap => code == Code::Bswap_r16,
         _ => matches!(
@@ -117,7 +122,9 @@ fn allows_first(bytes: &[u8]) -> bool {
     if instruction.code() == Code::INVALID {
         return !may_be_newer(bytes);
     }
-    allows(instruction.code()) && !has_undefined_result(&instruction)
+    allows(instruction.code())
+        && !has_undefined_result(&instruction)
+        && (choices().intel_branches || !is_near_branch_of_16_bits(bytes, &instruction))
 }
 
 /// The first instruction of `bytes`.
@@ -140,6 +147,11 @@ fn has_undefined_result(instruction: &Instruction) -> bool {
         Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL => true,
         _ => false,
     }
+}
+
+/// A near branch with an operand-size prefix.
+fn is_near_branch_of_16_bits(bytes: &[u8], instruction: &Instruction) -> bool {
+    instruction.flow_control() != FlowControl::Next && bytes[..instruction.len()].contains(&0x66)
 }
 
 #[cfg(test)]
