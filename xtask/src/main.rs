@@ -1,2 +1,65 @@
-//! Developer verbs.
-fn main() {}
+//! Developer verbs: `cargo xtask ci|tidy|test|bench|fuzz|vmlinux`.
+//!
+//! Few entry points, each one command that does everything: what continuous integration runs is
+//! `cargo xtask test`, and what a developer runs before a commit is `cargo xtask ci`.
+//!
+//! [`workspace`] knows where things are and starts cargo; [`tidy`] tests the repository itself;
+//! [`bench`] measures guests beside other machines; [`fuzz`] runs the fuzz targets of `fuzz/`.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a command-line tool reports on standard output")]
+
+mod bench;
+mod ci;
+mod fuzz;
+mod test;
+mod tidy;
+mod vmlinux;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer verbs of Ringfence", version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Format check, clippy, tidy and all tests: what must pass before a commit
+    Ci,
+    /// Test the repository itself: layers, unsafe policy, file lengths, orphans, dependencies
+    Tidy,
+    /// Install what the tests need, then run all tests, whole-VM tests included
+    Test(test::Options),
+    /// Measure the interpreter and the boot time, or the guest benchmark suite, beside QEMU
+    Bench(bench::Options),
+    /// Run a fuzz target (without a name: list them); needs a nightly toolchain and a C++ compiler
+    Fuzz(fuzz::Options),
+    /// Unpack the ELF kernel of a bzImage, for booting through its PVH entry
+    Vmlinux(vmlinux::Options),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().verb {
+        Verb::Ci => ci::run(),
+        Verb::Tidy => tidy::run(),
+        Verb::Test(options) => test::run(&options),
+        Verb::Bench(options) => bench::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
+        Verb::Vmlinux(options) => vmlinux::run(&options),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,27 @@
+//! What the fuzz targets do with an input.
+//!
+//! One function for each target ([`TARGETS`]): it takes any bytes, does with them what a hostile
+//! guest or file could do, and panics only when Ringfence breaks a promise. `fuzz/fuzz_targets`
+//! hands the inputs of libFuzzer to them; the tests of this package hand them seeded random ones,
+//! so that a stable compiler checks the same on every run.
+//!
+//! Neighbours: `cargo xtask fuzz` runs the targets; docs/testing.md says how.
+
+#![forbid(unsafe_code)]
+
+mod input;
+mod kernel_loader;
+mod page_walk;
+mod saved_state;
+
+pub use input::Input;
+pub use kernel_loader::kernel_loader;
+pub use page_walk::page_walk;
+pub use saved_state::saved_state;
+
+/// A fuzz target: its name and what it does with an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 3] =
+    [("kernel_loader", kernel_loader), ("page_walk", page_walk), ("saved_state", saved_state)];

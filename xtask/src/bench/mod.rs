@@ -1,0 +1,73 @@
+//! Measures guests on Ringfence beside other machines.
+//!
+//! `bench` boots the stock cloud kernel to GUEST-UP; `bench suite` runs `benches/guest/guest-bench.sh`
+//! natively and in guests. Machines are measured in turn, run by run, so that whatever else the
+//! host does meets all of them alike; what is reported are medians. Times are the host's: every
+//! line of output is dated when it arrives.
+//!
+//! [`machines`] knows the machines and starts them, [`capture`] dates their lines, [`boot`] and
+//! [`suite`] are the two measurements, [`report`] makes medians and tables.
+
+mod boot;
+mod capture;
+mod machines;
+mod report;
+mod suite;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+#[derive(Args)]
+pub struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Time from the start of the program to GUEST-UP, and guest instructions per second (default)
+    Boot,
+    /// The ten parts of the guest benchmark, natively and in guests
+    Suite {
+        /// Multiplies the work of each part
+        #[arg(long, default_value_t = 1)]
+        scale: u32,
+    },
+}
+
+/// What both measurements take.
+#[derive(Args)]
+struct Common {
+    /// Runs of each machine
+    #[arg(long, default_value_t = 3, global = true, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Engines of Ringfence to measure
+    #[arg(long, default_value = "interpreter", value_delimiter = ',', global = true)]
+    engines: Vec<String>,
+    /// Leave QEMU out even where it is installed
+    #[arg(long, global = true)]
+    no_qemu: bool,
+    /// A kernel other than the stock cloud kernel
+    #[arg(long, value_name = "FILE", global = true)]
+    kernel: Option<PathBuf>,
+    /// Memory of the guests, MiB
+    #[arg(long, default_value_t = 512, global = true)]
+    memory: u32,
+    /// Longest time of one run, seconds
+    #[arg(long, default_value_t = 3600, global = true)]
+    timeout: u64,
+    /// Also write the result as JSON
+    #[arg(long, value_name = "FILE", global = true)]
+    json: Option<PathBuf>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    match options.what {
+        None | Some(What::Boot) => boot::run(&options.common),
+        Some(What::Suite { scale }) => suite::run(&options.common, scale),
+    }
+}
