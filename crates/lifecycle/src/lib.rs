@@ -1,1 +1,59 @@
-//! The VM driver: run, pause, save, restore.
+//! The VM driver: one VM from its first instruction to its end.
+//!
+//! A [`Vm`] is a machine, one thread for each vCPU, and one driver thread that owns the VM's
+//! state. Everybody else sends the driver requests; the driver decides and acts:
+//!
+//! ```text
+//!            start, resume                 guest ends, kill, error
+//!  Created ────────────────► Running ─────────────────────────────► Stopped(Outcome)
+//!     ▲                      │     ▲                                   ▲
+//!     │ create     pause,    │     │ resume, run_for                   │
+//!            budget spent    ▼     │                                   │
+//!                            Paused ───────────────────────────────────┘
+//!                              ▲                  kill
+//!                              │ restore
+//! ```
+//!
+//! `Created` and `Paused` differ only in whether the guest has executed anything. A reset goes
+//! through parked vCPUs and back to where it came from. [`Vm::save`] pauses a running VM for as
+//! long as it takes.
+//!
+//! Order of a pause: vCPUs leave guest code, then timers stop, then the clock. From then on nothing
+//! changes the machine, and it can be saved or reset. Going on is the reverse.
+//!
+//! Key types: [`Vm`], [`VmConfig`], [`Policy`], [`Outcome`], [`VmStats`], [`SnapshotDir`].
+//!
+//! Neighbours: `machine` builds what is driven; engines execute; the command line starts a VM,
+//! turns signals into requests and an [`Outcome`] into an exit status.
+//!
+//! Invariants:
+//! - A vCPU is touched only by its own thread, the machine as a whole only by the driver.
+//! - The driver never waits for anything but its queue and for vCPUs to park.
+//! - A VM ends once; its outcome never changes.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod driver;
+mod error;
+mod outcome;
+mod snapshot;
+mod stats;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod vcpu_thread;
+mod vm;
+
+pub use backend::{ConsoleInput, ConsoleOutput};
+pub use config::{Policy, TripleFaultPolicy, VmConfig};
+pub use error::VmError;
+pub use machine::{
+    BootFiles, CpuLevel, EngineChoice, MachineError, MachineSpec, MachineStats, NamedFile, Platform,
+    Selected, TimerCount, host,
+};
+pub use outcome::{Outcome, Progress};
+pub use snapshot::{CpuEntry, FileEntry, Manifest, SectionEntry, SnapshotDir, SnapshotError};
+pub use stats::VmStats;
+pub use vm::Vm;

@@ -1,0 +1,344 @@
+//! The command line: options, their help and their values.
+//!
+//! Names and meanings are fixed: they are never changed, only added to. Options whose part of
+//! Ringfence does not exist yet are accepted here and refused in [`RunArgs::check_supported`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size;
+
+const LONG_ABOUT: &str = "\
+Ringfence runs virtual machines: stock Linux kernels and their user space, each VM in one \
+unprivileged process. It needs neither root nor hardware assistance.
+
+With no image and no kernel, `ringfence run` boots `tiny`, a stock Debian kernel with a busybox \
+shell, which is built from the host's package sources on first use.";
+
+const EXAMPLES: &str = "\
+Examples:
+  ringfence run                              boot `tiny` to its shell
+  ringfence run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0'
+  ringfence image ls                         what images there are
+  ringfence doctor                           what this host offers";
+
+/// `ringfence`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringfence",
+    version,
+    about = "Run virtual machines",
+    long_about = LONG_ABOUT,
+    after_help = EXAMPLES,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = false
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a VM in this terminal until it ends
+    Run(Box<RunArgs>),
+    /// List, build and remove images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Say what this host offers and which engine `auto` takes
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    #[command(long_about = "Print a completion script for a shell.\n\n\
+        For bash: ringfence completions bash > ~/.local/share/bash-completion/completions/ringfence")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+const RUN_ABOUT: &str = "\
+Run a VM in this terminal until it ends.
+
+The guest's console (its first serial port) is standard input and output. In a terminal, Ctrl-A X \
+ends the VM, Ctrl-A Ctrl-A sends Ctrl-A to the guest, and Ctrl-A H shows help. When standard input \
+is closed or not a terminal, the VM still runs to its end. Nothing but the guest's output goes to \
+standard output; messages go to standard error.";
+
+const RUN_AFTER: &str = "\
+SIZE takes K, M, G or T (binary); a bare number is MiB.
+
+Exit status:
+  0    the guest powered off, or reset itself with --no-reboot
+  1    Ringfence failed; the message says why
+  2    wrong usage
+  3    the guest triple-faulted; the message has rip, cr3 and vCPU
+  130  interrupted (SIGINT) while not in a terminal of its own
+  143  ended by SIGTERM: the first presses the power button and waits 10 s, a second ends at once
+  With --debug-exit, a guest that writes v to port 0xf4 ends with (v << 1) | 1.
+
+Examples:
+  ringfence run
+  ringfence run --memory 2G --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0 quiet'
+  echo poweroff | ringfence run tiny
+  ringfence run --stats stats.json --no-reboot";
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+#[command(long_about = RUN_ABOUT, after_help = RUN_AFTER)]
+pub struct RunArgs {
+    /// Image to run: a name or a path [default without --kernel: tiny]
+    #[arg(conflicts_with = "kernel")]
+    pub image: Option<String>,
+
+    /// Kernel to boot: a bzImage or an ELF file with a PVH note
+    #[arg(long, value_name = "F")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk for the kernel
+    #[arg(long, value_name = "F")]
+    pub initrd: Option<PathBuf>,
+
+    /// Further module for a multiboot kernel, with its arguments (not supported yet)
+    #[arg(long = "module", value_name = "F[ ARGS]")]
+    pub modules: Vec<String>,
+
+    /// Command line for the kernel
+    #[arg(long, value_name = "S", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+
+    /// Disk (not supported yet)
+    #[arg(long = "disk", value_name = "F[,readonly][,overlay][,format=raw|qcow2]")]
+    pub disks: Vec<String>,
+
+    /// Network; only `none` is supported yet
+    #[arg(
+        long = "net",
+        value_name = "user[,forward=tcp:HOSTPORT:GUESTPORT]|tap[=NAME]|switch=NAME|none"
+    )]
+    pub nets: Vec<String>,
+
+    /// Memory of the guest
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "512M",
+        value_parser = size::parse,
+        allow_hyphen_values = true
+    )]
+    pub memory: u64,
+
+    /// Virtual CPUs; only 1 is supported yet
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub cpus: u32,
+
+    /// What executes the guest
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    pub engine: EngineArg,
+
+    /// Kind of machine
+    #[arg(long, value_enum, default_value_t = PlatformArg::Pc)]
+    pub platform: PlatformArg,
+
+    /// Name of the VM, for messages
+    #[arg(long, value_parser = vm_name)]
+    pub name: Option<String>,
+
+    /// Keep nothing of what the guest writes
+    #[arg(long)]
+    pub ephemeral: bool,
+
+    /// End the VM with status 0 when the guest resets itself
+    #[arg(long)]
+    pub no_reboot: bool,
+
+    /// What a triple fault does
+    #[arg(long, value_enum, default_value_t = TripleFaultArg::Stop)]
+    pub triple_fault: TripleFaultArg,
+
+    /// Add the debug-exit device: a write of v to port 0xf4 ends the VM with status (v << 1) | 1
+    #[arg(long)]
+    pub debug_exit: bool,
+
+    /// Address for a debugger to connect to (not supported yet)
+    #[arg(long, value_name = "ADDR")]
+    pub gdb: Option<String>,
+
+    /// File for statistics, written as JSON when the VM has ended
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
+}
+
+/// `--engine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineArg {
+    /// The fastest that works here
+    Auto,
+    /// Hardware assistance (not supported yet)
+    Kvm,
+    /// Translation to host code (not supported yet)
+    Translator,
+    /// Interpretation
+    Interpreter,
+}
+
+/// `--platform`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PlatformArg {
+    /// A PC
+    Pc,
+    /// A Xen PVH guest (not supported yet)
+    XenPvh,
+    /// A Xen paravirtual guest (not supported yet)
+    XenPv,
+}
+
+/// `--triple-fault`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TripleFaultArg {
+    /// The VM ends with status 3
+    Stop,
+    /// The guest reboots
+    Reset,
+}
+
+/// `image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List the images
+    Ls {
+        /// Print JSON: an array of objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build an image anew
+    #[command(long_about = "Build an image anew from the packages that the host's package \
+        sources offer; no root needed.\n\nThe images go to $RINGFENCE_IMAGES, or below the user's \
+        cache folder.")]
+    Build {
+        /// Which one; `tiny` is what there is
+        image: String,
+    },
+    /// Remove images
+    Rm {
+        /// Their names
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+    },
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON: an array of {check, ok, detail}
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl RunArgs {
+    /// Refuses what later versions will do.
+    ///
+    /// # Errors
+    /// One line that names the option.
+    pub fn check_supported(&self) -> anyhow::Result<()> {
+        let net = self.nets.iter().find(|net| *net != "none");
+        let unsupported = [
+            self.disks.first().map(|_| "--disk".to_owned()),
+            net.map(|net| format!("--net {net}")),
+            self.modules.first().map(|_| "--module".to_owned()),
+            self.gdb.as_ref().map(|_| "--gdb".to_owned()),
+            match self.platform {
+                PlatformArg::Pc => None,
+                PlatformArg::XenPvh => Some("--platform xen-pvh".to_owned()),
+                PlatformArg::XenPv => Some("--platform xen-pv".to_owned()),
+            },
+        ];
+        match unsupported.into_iter().flatten().next() {
+            Some(option) => anyhow::bail!(
+                "{option} is not supported by this version of ringfence; leave it out"
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Names of VMs are names of files later.
+fn vm_name(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if starts_well && text.len() <= 63 && text.bytes().all(allowed) {
+        return Ok(text.to_owned());
+    }
+    Err("a name has 1 to 63 letters, digits, '.', '_' or '-', and begins with a letter or digit"
+        .to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run_args(args: &[&str]) -> RunArgs {
+        let all = ["ringfence", "run"].iter().chain(args);
+        match Cli::try_parse_from(all).expect("valid").command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let args = run_args(&[]);
+        assert_eq!((args.memory, args.cpus), (512 << 20, 1));
+        assert_eq!(args.engine, EngineArg::Auto);
+        assert_eq!(args.triple_fault, TripleFaultArg::Stop);
+        assert!(args.check_supported().is_ok());
+    }
+
+    #[test]
+    fn every_option_of_the_design_is_accepted() {
+        let args = run_args(&[
+            "--kernel", "k", "--initrd", "i", "--module", "m a b", "--module", "n", "--cmdline",
+            "-x console=ttyS0", "--disk", "d,readonly", "--net", "user,forward=tcp:1:2", "--memory",
+            "1G", "--cpus", "4", "--engine", "kvm", "--platform", "xen-pvh", "--name", "vm-1",
+            "--ephemeral", "--no-reboot", "--triple-fault", "reset", "--debug-exit", "--gdb",
+            "localhost:1", "--stats", "s",
+        ]);
+        assert_eq!(args.modules.len(), 2);
+        assert_eq!(args.cmdline.as_deref(), Some("-x console=ttyS0"));
+        assert!(args.check_supported().is_err());
+        assert_eq!(run_args(&["tiny"]).image.as_deref(), Some("tiny"));
+    }
+
+    #[test]
+    fn what_is_to_come_is_refused_by_name() {
+        for (args, named) in [
+            (&["--disk", "d"][..], "--disk"),
+            (&["--net", "none", "--net", "tap"], "--net tap"),
+            (&["--module", "m"], "--module"),
+            (&["--gdb", ":1"], "--gdb"),
+            (&["--platform", "xen-pv"], "--platform xen-pv"),
+        ] {
+            let error = run_args(args).check_supported().unwrap_err().to_string();
+            assert!(error.starts_with(named), "{error}");
+        }
+        assert!(run_args(&["--net", "none"]).check_supported().is_ok());
+    }
+
+    #[test]
+    fn names_of_vms() {
+        assert!(vm_name("web-1.A_").is_ok());
+        for name in ["", "-x", ".x", "a/b", "a b", "ä", &"a".repeat(64)] {
+            assert!(vm_name(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! `ringfence run`: one VM in this terminal, until it ends.
+//!
+//! The main thread waits for events: the VM has ended, a signal, an escape key, all output is
+//! written. Everything else happens in the VM's own threads and in those of [`crate::console`].
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use lifecycle::{
+    CpuLevel, EngineChoice, MachineSpec, Outcome, Policy, TripleFaultPolicy, Vm, VmConfig, VmStats,
+};
+use signal_hook::consts::signal::SIGTERM;
+
+use crate::args::{EngineArg, RunArgs, TripleFaultArg};
+use crate::console::escape::Key;
+use crate::console::{Output, input, terminal};
+use crate::stats::Stats;
+use crate::{boot_files, report, signals, status};
+
+/// How long a guest has after the power button.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long a killed VM is waited for before its output is given up.
+const STUCK: Duration = Duration::from_millis(300);
+
+const HELP: &str = "\
+Ctrl-A X       end the VM
+Ctrl-A Ctrl-A  send Ctrl-A to the guest
+Ctrl-A H       this help";
+
+/// What the main thread waits for.
+enum Event {
+    Ended(Outcome),
+    Signal(i32),
+    Key(Key),
+    OutputDone,
+}
+
+/// Runs a VM; returns the exit status.
+///
+/// # Errors
+/// What kept the VM from starting.
+pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
+    args.check_supported()?;
+    let stats = args.stats.as_deref().map(Stats::new).transpose()?;
+    let result = start_and_wait(args);
+    let (status, outcome, vm) = match &result {
+        Ok(end) => (end.status, end.outcome.to_string(), end.stats.clone()),
+        Err(error) => (status::FAILURE, format!("{error:#}"), VmStats::default()),
+    };
+    if let Some(stats) = stats {
+        let written = stats.write(args.name.as_deref(), status, &outcome, &vm);
+        // The first error is the one to show.
+        if result.is_ok() {
+            written?;
+        }
+    }
+    result.map(|end| end.status)
+}
+
+/// How a run ended.
+struct End {
+    status: u8,
+    outcome: Outcome,
+    stats: VmStats,
+}
+
+fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
+    let spec = spec_of(args);
+    // Before files are opened or images built: this needs nothing.
+    spec.check()?;
+    let engine = engine_of(args.engine).select()?.engine;
+    let boot = boot_files::open(args)?;
+    let (events, queue) = channel();
+    let output = start_output(&events)?;
+    let config = VmConfig {
+        spec: MachineSpec { cmdline: boot.cmdline, ..spec },
+        engine,
+        boot: Some(boot.files),
+        console: Arc::clone(&output) as _,
+        policy: policy_of(args),
+    };
+    let vm = Arc::new(Vm::create(config)?);
+    watch_signals(&events)?;
+    watch_end(&vm, &events)?;
+    terminal::enter_raw().context("cannot make the terminal raw")?;
+    start_input(&vm, &events).context("cannot read standard input")?;
+    vm.resume()?;
+    let end = Session { vm: &vm, output: &output, queue: &queue }.run();
+    terminal::restore();
+    report_end(&end);
+    Ok(end)
+}
+
+fn spec_of(args: &RunArgs) -> MachineSpec {
+    MachineSpec {
+        cpus: args.cpus,
+        cpu: CpuLevel::Portable,
+        debug_exit: args.debug_exit,
+        ..MachineSpec::new(args.memory)
+    }
+}
+
+fn engine_of(arg: EngineArg) -> EngineChoice {
+    match arg {
+        EngineArg::Auto => EngineChoice::Auto,
+        EngineArg::Kvm => EngineChoice::Kvm,
+        EngineArg::Translator => EngineChoice::Translator,
+        EngineArg::Interpreter => EngineChoice::Interpreter,
+    }
+}
+
+fn policy_of(args: &RunArgs) -> Policy {
+    let triple_fault = match args.triple_fault {
+        TripleFaultArg::Stop => TripleFaultPolicy::Stop,
+        TripleFaultArg::Reset => TripleFaultPolicy::Reset,
+    };
+    Policy { no_reboot: args.no_reboot, triple_fault }
+}
+
+fn start_output(events: &Sender<Event>) -> anyhow::Result<Arc<Output>> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    let stdout = File::from(stdout.context("cannot use standard output")?);
+    let events = events.clone();
+    let done = move || drop(events.send(Event::OutputDone));
+    Output::start(stdout, done).context("cannot start a thread")
+}
+
+fn start_input(vm: &Vm, events: &Sender<Event>) -> io::Result<()> {
+    let events = events.clone();
+    let source = match terminal::is_terminal() {
+        true => input::Source::Terminal(Box::new(move |key| drop(events.send(Event::Key(key))))),
+        false => input::Source::Stream,
+    };
+    let stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    input::start(stdin, source, vm.console_input())
+}
+
+fn watch_signals(events: &Sender<Event>) -> anyhow::Result<()> {
+    let events = events.clone();
+    signals::watch(move |signal| drop(events.send(Event::Signal(signal))))
+        .context("cannot watch for signals")
+}
+
+fn watch_end(vm: &Arc<Vm>, events: &Sender<Event>) -> anyhow::Result<()> {
+    let (vm, events) = (Arc::clone(vm), events.clone());
+    thread::Builder::new()
+        .name("vm end".to_owned())
+        .spawn(move || drop(events.send(Event::Ended(vm.wait()))))
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+/// A VM that runs.
+struct Session<'a> {
+    vm: &'a Vm,
+    output: &'a Output,
+    queue: &'a Receiver<Event>,
+}
+
+impl Session<'_> {
+    fn run(&self) -> End {
+        let (outcome, killed_with) = self.wait_for_end();
+        let stats = self.vm.stats().unwrap_or_default();
+        let status = status::of_outcome(&outcome).unwrap_or(killed_with);
+        let interrupted = self.flush(outcome == Outcome::Killed);
+        End { status: interrupted.unwrap_or(status), outcome, stats }
+    }
+
+    /// Waits for the VM's end; the number is the status for a VM that was killed.
+    fn wait_for_end(&self) -> (Outcome, u8) {
+        let mut next: Option<(Instant, Next)> = None;
+        let mut killed_with = status::SUCCESS;
+        loop {
+            match self.event_before(next.map(|(deadline, _)| deadline)) {
+                Ok(Event::Ended(outcome)) => return (outcome, killed_with),
+                Ok(Event::Signal(SIGTERM)) if next.is_none() => {
+                    killed_with = status::of_signal(SIGTERM);
+                    next = Some((Instant::now() + GRACE, Next::Kill));
+                    self.vm.press_power_button();
+                }
+                Ok(Event::Signal(signal)) => {
+                    killed_with = status::of_signal(signal);
+                    next = Some(self.kill());
+                }
+                Ok(Event::Key(Key::End)) => {
+                    killed_with = status::SUCCESS;
+                    next = Some(self.kill());
+                }
+                Ok(Event::Key(Key::Help)) => terminal::message(HELP),
+                Ok(Event::Key(Key::Guest(_)) | Event::OutputDone) => {}
+                Err(RecvTimeoutError::Timeout) => match next.take() {
+                    Some((_, Next::Kill)) => next = Some(self.kill()),
+                    Some((_, Next::Abandon)) => self.output.abandon(),
+                    None => {}
+                },
+                // Every sender is gone, and with them the VM.
+                Err(RecvTimeoutError::Disconnected) => return (self.vm.wait(), killed_with),
+            }
+        }
+    }
+
+    fn event_before(&self, deadline: Option<Instant>) -> Result<Event, RecvTimeoutError> {
+        match deadline {
+            None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => self.queue.recv_timeout(at.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    /// Ends the VM. A guest that waits for a reader of its output that does not read is freed a
+    /// little later.
+    fn kill(&self) -> (Instant, Next) {
+        self.vm.kill();
+        (Instant::now() + STUCK, Next::Abandon)
+    }
+
+    /// Waits until the guest's last output is written; where it was killed, only for a moment. A
+    /// signal or Ctrl-A X ends the wait; a signal gives the status.
+    fn flush(&self, killed: bool) -> Option<u8> {
+        self.output.finish();
+        let deadline = killed.then(|| Instant::now() + STUCK);
+        loop {
+            match self.event_before(deadline) {
+                Ok(Event::OutputDone | Event::Key(Key::End)) | Err(_) => return None,
+                Ok(Event::Signal(signal)) => return Some(status::of_signal(signal)),
+                Ok(Event::Ended(_) | Event::Key(_)) => {}
+            }
+        }
+    }
+}
+
+/// What happens when the main thread has waited long enough.
+enum Next {
+    /// The guest did not power off: end the VM.
+    Kill,
+    /// The VM did not end: its guest is held up by its output.
+    Abandon,
+}
+
+/// Says what the status alone does not.
+fn report_end(end: &End) {
+    match &end.outcome {
+        Outcome::TripleFault(_) | Outcome::Failed(_) => report::error(&end.outcome.to_string()),
+        _ => {}
+    }
+}

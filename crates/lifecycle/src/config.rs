@@ -1,0 +1,40 @@
+//! What a VM is started with.
+
+use std::sync::Arc;
+
+use backend::ConsoleOutput;
+use engine::Engine;
+use machine::{BootFiles, MachineSpec};
+
+/// What happens on a triple fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TripleFaultPolicy {
+    /// The VM ends.
+    #[default]
+    Stop,
+    /// The guest is reset, as on hardware.
+    Reset,
+}
+
+/// How the VM answers to what the guest does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// A reset ends the VM.
+    pub no_reboot: bool,
+    /// What happens on a triple fault.
+    pub triple_fault: TripleFaultPolicy,
+}
+
+/// What a VM is started with. All files are open.
+pub struct VmConfig {
+    /// The machine.
+    pub spec: MachineSpec,
+    /// What executes the guest.
+    pub engine: Arc<dyn Engine>,
+    /// Kernel and initramfs. A restored VM needs them only to be reset.
+    pub boot: Option<BootFiles>,
+    /// Where the guest's console goes.
+    pub console: Arc<dyn ConsoleOutput>,
+    /// How the VM answers to what the guest does.
+    pub policy: Policy,
+}
