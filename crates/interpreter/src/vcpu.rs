@@ -1,0 +1,393 @@
+//! The vCPU: the loop that executes blocks, HLT, kicks, saving and restoring.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
+use std::time::Duration;
+
+use engine::{
+    CpuBus, EngineError, Kick, RunState, Shadow, TripleFault, Vcpu, VcpuConfig, VcpuExit,
+    VcpuState, VcpuStats,
+};
+use hostexec::Executor;
+use lapic::{LocalApic, LocalApicConfig};
+use memory::RamOffset;
+use x86::cr::{dr, rflags};
+use x86::exception::Exception;
+use x86::segment::seg;
+
+use crate::access::{Linear, Place};
+use crate::blocks::Blocks;
+use crate::cpu::{Bus, CodeSize, Cpu, RIP, Raised};
+use crate::decode::{Decoded, MAX_LENGTH, decode};
+use crate::op::Op;
+use crate::tlb::Use;
+
+/// Instructions between two looks at the clock: some 20 microseconds.
+const CLOCK_INTERVAL: u64 = 2048;
+/// Frequency of the local APIC's timer, in kHz: the one KVM's interface reports.
+const APIC_BUS_KHZ: u32 = 1_000_000;
+/// Longest sleep in HLT without a deadline; a kick or an interrupt ends it anyway.
+const LONG_SLEEP: Duration = Duration::from_secs(3600);
+
+/// A vCPU of the interpreter.
+pub struct InterpreterVcpu {
+    cpu: Cpu,
+    blocks: Blocks,
+    signal: Arc<Signal>,
+    retired: u64,
+    next_clock: u64,
+    budget: Option<u64>,
+}
+
+/// How other threads reach the vCPU's thread.
+#[derive(Default)]
+struct Signal {
+    kicked: AtomicBool,
+    thread: Mutex<Option<Thread>>,
+}
+
+impl Signal {
+    fn wake(&self) {
+        if let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+            thread.unpark();
+        }
+    }
+}
+
+impl Kick for Signal {
+    fn kick(&self) {
+        self.kicked.store(true, Ordering::Release);
+        self.wake();
+    }
+}
+
+impl InterpreterVcpu {
+    /// A vCPU in its power-on state.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] when the host gives no executable memory for vector instructions.
+    pub fn new(config: VcpuConfig) -> Result<Self, EngineError> {
+        let executor = Executor::new()
+            .map_err(|e| EngineError::Host { engine: crate::NAME, cause: e.to_string() })?;
+        let khz = |value: u32| {
+            std::num::NonZeroU32::new(value.max(1)).unwrap_or(std::num::NonZeroU32::MIN)
+        };
+        let apic = LocalApic::new(LocalApicConfig {
+            apic_id: config.apic_id,
+            bsp: config.index == 0,
+            physical_address_bits: config.profile.physical_bits() as u8,
+            tsc_khz: khz(config.profile.tsc_khz()),
+            bus_khz: khz(APIC_BUS_KHZ),
+        });
+        config.mailbox.publish(apic.destination());
+        let signal = Arc::new(Signal::default());
+        let waking = Arc::clone(&signal);
+        config.mailbox.set_waker(Arc::new(move || waking.wake()));
+        Ok(Self {
+            cpu: Cpu::new(config, apic, executor),
+            blocks: Blocks::new(),
+            signal,
+            retired: 0,
+            next_clock: 0,
+            budget: None,
+        })
+    }
+
+    /// What to do at an instruction boundary before going on; `Some` leaves `run`.
+    #[inline(always)]
+    fn boundary(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
+        if self.retired >= self.next_clock
+            || self.cpu.attention
+            || self.cpu.shadow != Shadow::None
+            || self.cpu.mailbox.has_work()
+        {
+            return self.boundary_slow(bus);
+        }
+        None
+    }
+
+    #[cold]
+    fn boundary_slow(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
+        self.cpu.attention = false;
+        if self.cpu.mailbox.has_work() {
+            self.cpu.drain_mailbox();
+        }
+        if self.retired >= self.next_clock || self.cpu.run_state != RunState::Running {
+            self.next_clock = self.retired + CLOCK_INTERVAL;
+            self.tick(bus);
+        }
+        if let Some(exit) = self.leave_reason() {
+            return Some(exit);
+        }
+        if self.cpu.run_state != RunState::Running
+            && let Some(exit) = self.sleep(bus)
+        {
+            return Some(exit);
+        }
+        self.cpu.deliver_pending(bus);
+        self.cpu.attention |= self.cpu.has_blocked_event() || self.cpu.shutdown;
+        None
+    }
+
+    fn tick(&mut self, bus: Bus<'_>) {
+        if let Some(deadline) = self.cpu.apic.deadline() {
+            let now = self.cpu.tsc(bus);
+            if deadline <= now {
+                self.cpu.apic.tick(now);
+            }
+        }
+    }
+
+    /// A reason to leave `run` that stands at this boundary.
+    fn leave_reason(&mut self) -> Option<VcpuExit> {
+        if let Some(cause) = self.cpu.take_stop() {
+            self.cpu.attention = true;
+            return Some(VcpuExit::Stop(cause));
+        }
+        if self.cpu.shutdown {
+            self.cpu.run_state = RunState::Shutdown;
+        }
+        if self.cpu.run_state == RunState::Shutdown {
+            self.cpu.attention = true;
+            return Some(VcpuExit::TripleFault(TripleFault {
+                vcpu: self.cpu.index,
+                rip: self.cpu.rip(),
+                cr3: self.cpu.cr3,
+            }));
+        }
+        if self.signal.kicked.swap(false, Ordering::Acquire) {
+            self.cpu.attention = true;
+            return Some(VcpuExit::Paused);
+        }
+        if self.budget == Some(0) {
+            self.cpu.attention = true;
+            return Some(VcpuExit::BudgetSpent);
+        }
+        None
+    }
+
+    /// HLT or waiting for SIPI: sleeps until an event. `Some` leaves `run`, still halted.
+    fn sleep(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
+        loop {
+            self.cpu.drain_mailbox();
+            self.tick(bus);
+            if self.cpu.run_state == RunState::Halted && self.cpu.has_wake_event() {
+                self.cpu.run_state = RunState::Running;
+            }
+            if self.cpu.run_state == RunState::Running {
+                return None;
+            }
+            if self.signal.kicked.swap(false, Ordering::Acquire) {
+                self.cpu.attention = true;
+                return Some(VcpuExit::Paused);
+            }
+            let sleep = self.cpu.apic.deadline().map_or(LONG_SLEEP, |deadline| {
+                let ticks = deadline.saturating_sub(self.cpu.tsc(bus));
+                // Rounded up: waking early would only mean sleeping again.
+                Duration::from_nanos(self.cpu.tsc_scale.ticks_to_ns(ticks).saturating_add(1))
+            });
+            std::thread::park_timeout(sleep.min(LONG_SLEEP));
+        }
+    }
+
+    /// Executes one block, or one instruction where each must be looked at.
+    #[inline(always)]
+    fn execute(&mut self, bus: Bus<'_>) {
+        let cs = self.cpu.segment[seg::CS];
+        let rip = self.cpu.rip();
+        let (linear, plain) = match self.cpu.code_size {
+            CodeSize::Bits64 => (rip, true),
+            _ => (cs.base.wrapping_add(rip) & 0xffff_ffff, cs.limit == 0xffff_ffff),
+        };
+        if !plain || self.cpu.steps_singly() {
+            return self.execute_singly(bus, linear);
+        }
+        let at = match self.cpu.translate(Linear::system(linear), Use::Fetch, self.cpu.mode) {
+            Ok(Place::Ram(at)) => at,
+            Ok(Place::Device(_)) => return self.execute_singly(bus, linear),
+            Err(_) => return self.cpu.deliver_raised(bus),
+        };
+        let mut ops = self.blocks.find(&mut self.cpu, at);
+        if ops.is_empty() {
+            return self.execute_singly(bus, linear);
+        }
+        if let Some(budget) = self.budget {
+            ops = &ops[..ops.len().min(budget.min(64) as usize)];
+        }
+        let executed = run_ops(&mut self.cpu, ops, bus);
+        self.count(executed);
+    }
+
+    fn count(&mut self, executed: u64) {
+        self.retired += executed;
+        if let Some(budget) = &mut self.budget {
+            *budget = budget.saturating_sub(executed);
+            if *budget == 0 {
+                self.cpu.attention = true;
+            }
+        }
+    }
+
+    /// One instruction, with breakpoint and single-step checks; also for instructions across two
+    /// pages, in device memory or near a segment limit.
+    #[cold]
+    fn execute_singly(&mut self, bus: Bus<'_>, linear: u64) {
+        let stepping = self.cpu.system_flags & rflags::TF != 0;
+        if self.cpu.check_code_breakpoint(linear).is_err() {
+            return self.cpu.deliver_raised(bus);
+        }
+        let op = match self.fetch(bus, linear) {
+            Ok(op) => op,
+            Err(_) => return self.cpu.deliver_raised(bus),
+        };
+        self.cpu.step_suppressed = false;
+        let executed = run_ops(&mut self.cpu, std::slice::from_ref(&op), bus);
+        self.count(executed);
+        let completed = executed == 1;
+        if stepping && completed && !self.cpu.step_suppressed {
+            // MOV SS holds the trap off; the next instruction gives its own.
+            if self.cpu.shadow != Shadow::MovSs {
+                self.cpu.debug_trap |= dr::DR6_BS;
+            }
+        }
+        self.cpu.attention |= self.cpu.debug_trap != 0;
+    }
+
+    /// Fetches and decodes one instruction at `linear`.
+    fn fetch(&mut self, bus: Bus<'_>, linear: u64) -> Result<Op, Raised> {
+        let mut code = [0; MAX_LENGTH];
+        let in_page = (4096 - linear % 4096).min(MAX_LENGTH as u64) as usize;
+        self.fetch_bytes(bus, linear, &mut code[..in_page])?;
+        let mut decoded = self.decode_one(&code[..in_page]);
+        if matches!(decoded, Decoded::Truncated) {
+            let mut next = linear.wrapping_add(in_page as u64);
+            if self.cpu.code_size != CodeSize::Bits64 {
+                next &= 0xffff_ffff;
+            }
+            self.fetch_bytes(bus, next, &mut code[in_page..])?;
+            decoded = self.decode_one(&code);
+        }
+        let Decoded::Op(op, _) = decoded else {
+            return self.cpu.fault(Exception::GP0);
+        };
+        let last = self.cpu.rip().wrapping_add(u64::from(op.len) - 1);
+        let limit = u64::from(self.cpu.segment[seg::CS].limit);
+        if self.cpu.code_size != CodeSize::Bits64 && last > limit {
+            return self.cpu.fault(Exception::GP0);
+        }
+        Ok(op)
+    }
+
+    fn decode_one(&mut self, code: &[u8]) -> Decoded {
+        match decode(&mut self.cpu, code) {
+            Ok(decoded) => decoded,
+            Err(_) => {
+                // The buffer of native stubs is full: drop it with the blocks that use it.
+                self.blocks.clear();
+                self.cpu.executor.reset();
+                decode(&mut self.cpu, code).unwrap_or(Decoded::Truncated)
+            }
+        }
+    }
+
+    fn fetch_bytes(&mut self, bus: Bus<'_>, linear: u64, to: &mut [u8]) -> Result<(), Raised> {
+        match self.cpu.translate(Linear::system(linear), Use::Fetch, self.cpu.mode)? {
+            Place::Ram(from) => self.cpu.ram.read_at(RamOffset(from.0), to),
+            Place::Device(gpa) => self.cpu.fetch_device(bus, gpa, to),
+        }
+        Ok(())
+    }
+}
+
+/// Executes ops until one ends the block; gives how many completed.
+#[inline(always)]
+fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> u64 {
+    cpu.leave_block = false;
+    cpu.system_flags &= !rflags::RF;
+    let mut executed = 0;
+    for op in ops {
+        let next = cpu.reg(RIP).wrapping_add(u64::from(op.len));
+        cpu.set_reg(RIP, next);
+        if (op.exec)(cpu, op, bus).is_err() {
+            cpu.set_rip(next.wrapping_sub(u64::from(op.len)));
+            cpu.deliver_raised(bus);
+            cpu.attention |= cpu.shutdown;
+            // A fault is progress too: a budget must end a guest that only faults.
+            return executed + 1;
+        }
+        executed += 1;
+        if cpu.leave_block {
+            return leave_block(cpu, op, executed);
+        }
+    }
+    executed
+}
+
+#[cold]
+fn leave_block(cpu: &mut Cpu, op: &Op, executed: u64) -> u64 {
+    if std::mem::take(&mut cpu.repeating) {
+        cpu.set_rip(cpu.rip().wrapping_sub(u64::from(op.len)));
+    }
+    cpu.attention |= cpu.stop.is_some()
+        || cpu.shutdown
+        || cpu.debug_trap != 0
+        || cpu.run_state != RunState::Running
+        || cpu.apic_changed;
+    cpu.apic_changed = false;
+    executed
+}
+
+impl Vcpu for InterpreterVcpu {
+    fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
+        *self.signal.thread.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(std::thread::current());
+        // Whatever changed while the vCPU did not run is looked at first.
+        self.cpu.attention = true;
+        loop {
+            if let Some(exit) = self.boundary(bus) {
+                return Ok(exit);
+            }
+            self.execute(bus);
+        }
+    }
+
+    fn set_budget(&mut self, instructions: Option<u64>) {
+        self.budget = instructions;
+    }
+
+    fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {
+        self.cpu.drain_mailbox();
+        Ok(self.cpu.save(bus))
+    }
+
+    fn restore(&mut self, state: &VcpuState, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        self.cpu.restore(state, bus).map_err(EngineError::BadState)?;
+        self.next_clock = 0;
+        Ok(())
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.signal) as Arc<dyn Kick>
+    }
+
+    fn stats(&self) -> VcpuStats {
+        let c = &self.cpu.counters;
+        VcpuStats {
+            instructions: Some(self.retired),
+            counters: vec![
+                ("exceptions", c.exceptions),
+                ("interrupts", c.interrupts),
+                ("undefined_instructions", c.undefined),
+                ("halts", c.halts),
+                ("port_accesses", c.port_accesses),
+                ("mmio_accesses", c.mmio_accesses),
+                ("tlb_misses", self.cpu.tlb.misses),
+                ("tlb_flushes", self.cpu.tlb.flushes),
+                ("instructions_decoded", self.blocks.decoded),
+                ("decode_cache_drops", self.blocks.drops),
+                ("writes_to_code_pages", c.code_writes),
+            ],
+        }
+    }
+}
