@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 use x86::cr::rflags;
+
+use crate::policy;
 
 /// RFLAGS bits for the decoder's flag bits.
 fn to_rflags(bits: u32) -> u64 {
@@ -30,7 +32,7 @@ impl UndefinedFlags {
     /// Follows `instructions`; `None` when one of them reads a flag that may be undefined, so that
     /// the results cannot be compared.
     pub fn follow(instructions: &[Instruction]) -> Option<Self> {
-        let has_branches = instructions.iter().any(|i| i.flow_control() != FlowControl::Next);
+        let has_branches = instructions.iter().any(policy::is_branch);
         let mut undefined = 0;
         if has_branches {
             // A branch may lead from anywhere to anywhere.

@@ -108,23 +108,59 @@ pub fn allows(code: Code) -> bool {
     code.cpuid_features().iter().all(|f| is_compared(*f)) && !is_excluded(code)
 }
 
-/// Whether every instruction that could be executed from `bytes`, at any offset, can be compared:
-/// jumps may lead into the middle of an instruction.
-pub fn allows_bytes(bytes: &[u8]) -> bool {
+/// Whether every instruction that `bytes` can execute can be compared: one after the other, and
+/// where there are branches, which may lead into the middle of an instruction, from any offset.
+/// `rcx` is its value at the start.
+pub fn allows_bytes(bytes: &[u8], rcx: u64) -> bool {
     let mut padded = bytes.to_vec();
     padded.extend([FILL; LONGEST]);
-    (0..bytes.len()).all(|at| allows_first(&padded[at..]))
+    let mut at = 0;
+    let mut count = Some(rcx);
+    let mut has_branches = false;
+    if saves_extended_state(bytes) {
+        return true;
+    }
+    while at < bytes.len() {
+        let instruction = decode(&padded[at..]);
+        if !allows_first(&padded[at..], &instruction, count) {
+            return false;
+        }
+        has_branches |= is_branch(&instruction);
+        count = None;
+        at += instruction.len().max(1);
+    }
+    let allows_at = |at: usize| allows_first(&padded[at..], &decode(&padded[at..]), None);
+    !has_branches || (0..bytes.len()).all(allows_at)
 }
 
-/// Whether the first instruction of `bytes` can be compared.
-fn allows_first(bytes: &[u8]) -> bool {
-    let instruction = decode(bytes);
+/// Whether `bytes` are the one sequence in which XSAVE and XRSTOR may appear.
+pub fn saves_extended_state(bytes: &[u8]) -> bool {
+    let (Some((&[0xb8, a, b, _, _], rest)), true) = (bytes.split_first_chunk(), bytes.len() > 12)
+    else {
+        return false;
+    };
+    /// AVX-512 and protection keys, which the host may have.
+    const HOST_COMPONENTS: u16 = 0x2e0;
+    u16::from_le_bytes([a, b]) & HOST_COMPONENTS == 0
+        && rest[0] == 0xba
+        && matches!(rest[5..], [0x48, 0x0f, 0xae, 0x27 | 0x2f] | [0x0f, 0xae, 0x27 | 0x2f])
+}
+
+/// Whether `instruction`, the first one of `bytes`, can be compared; `rcx` if it is known.
+fn allows_first(bytes: &[u8], instruction: &Instruction, rcx: Option<u64>) -> bool {
     if instruction.code() == Code::INVALID {
         return !may_be_newer(bytes);
     }
     allows(instruction.code())
-        && !has_undefined_result(&instruction)
-        && (choices().intel_branches || !is_near_branch_of_16_bits(bytes, &instruction))
+        && !has_undefined_result(instruction, rcx)
+        && (choices().intel_branches || !is_near_branch_of_16_bits(bytes, instruction))
+}
+
+/// Whether execution may continue elsewhere, other than by an exception.
+pub fn is_branch(instruction: &Instruction) -> bool {
+    use FlowControl as F;
+    let flow = instruction.flow_control();
+    !matches!(flow, F::Next | F::Interrupt | F::Exception)
 }
 
 /// The first instruction of `bytes`.
@@ -140,18 +176,18 @@ fn may_be_newer(bytes: &[u8]) -> bool {
 }
 
 /// SHLD and SHRD of 16 bits with a count above 16: result and flags are undefined (SDM vol. 2).
-/// The count in CL is not known here.
-fn has_undefined_result(instruction: &Instruction) -> bool {
+/// `rcx` holds the count if it is known.
+fn has_undefined_result(instruction: &Instruction, rcx: Option<u64>) -> bool {
     match instruction.code() {
         Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8 => instruction.immediate8() & 31 > 16,
-        Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL => true,
+        Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL => rcx.is_none_or(|rcx| rcx & 31 > 16),
         _ => false,
     }
 }
 
 /// A near branch with an operand-size prefix.
 fn is_near_branch_of_16_bits(bytes: &[u8], instruction: &Instruction) -> bool {
-    instruction.flow_control() != FlowControl::Next && bytes[..instruction.len()].contains(&0x66)
+    is_branch(instruction) && bytes[..instruction.len()].contains(&0x66)
 }
 
 #[cfg(test)]
@@ -159,13 +195,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sensitive_instructions_are_found_in_the_middle() {
-        assert!(allows_bytes(&[0x48, 0x01, 0xd8]));
-        assert!(!allows_bytes(&[0x0f, 0x05]));
-        // mov eax, 0x0000310f hides RDTSC
-        assert!(!allows_bytes(&[0xb8, 0x0f, 0x31, 0, 0]));
+    fn sensitive_instructions_are_found() {
+        let allows = |bytes: &[u8]| allows_bytes(bytes, 0);
+        assert!(allows(&[0x48, 0x01, 0xd8]));
+        assert!(!allows(&[0x0f, 0x05]));
+        assert!(!allows(&[0x90, 0xcd, 0x80]));
         // vpaddd zmm0, zmm0, zmm0
-        assert!(!allows_bytes(&[0x62, 0xf1, 0x7d, 0x48, 0xfe, 0xc0]));
-        assert!(!allows_bytes(&[0xcd, 0x80]));
+        assert!(!allows(&[0x62, 0xf1, 0x7d, 0x48, 0xfe, 0xc0]));
+        // mov eax, 0x0000310f hides RDTSC, where a branch could find it
+        let hidden = [0xb8, 0x0f, 0x31, 0, 0];
+        assert!(allows(&hidden));
+        assert!(!allows(&[&[0x74, 1], &hidden[..]].concat()));
+    }
+
+    #[test]
+    fn undefined_shifts_are_found() {
+        // shld ax, cx, cl
+        let shift = [0x66, 0x0f, 0xa5, 0xc8];
+        assert!(allows_bytes(&shift, 16) && !allows_bytes(&shift, 17));
+        assert!(!allows_bytes(&[&[0x90], &shift[..]].concat(), 16));
     }
 }

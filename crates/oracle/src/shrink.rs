@@ -16,12 +16,11 @@ pub fn shrink(case: &Case, mut differs: impl FnMut(&Case) -> bool) -> Case {
         }
         better
     };
-    for index in (0..case.instructions.len()).rev() {
-        attempt(&|c| {
-            if c.instructions.len() > 1 && index < c.instructions.len() {
-                c.instructions.remove(index);
-            }
-        });
+    // Instructions first, which helps most, and again when registers no longer hide anything.
+    let numbers = || (0..case.instructions.len()).rev();
+    let removals: Vec<_> = numbers().map(|index| move |c: &mut Case| remove(c, index)).collect();
+    for removal in &removals {
+        attempt(removal);
     }
     let plain = CpuImage::default();
     attempt(&|c| c.pokes.clear());
@@ -37,5 +36,15 @@ pub fn shrink(case: &Case, mut differs: impl FnMut(&Case) -> bool) -> Case {
     }
     attempt(&|c| c.image.set_mxcsr(x86::xsave::MXCSR_INIT));
     attempt(&|c| c.image.put(0, &plain.get::<24>(0)));
+    for removal in &removals {
+        attempt(removal);
+    }
     best
+}
+
+/// Removes an instruction unless it is the last one that is left.
+fn remove(case: &mut Case, index: usize) {
+    if case.instructions.len() > 1 && index < case.instructions.len() {
+        case.instructions.remove(index);
+    }
 }

@@ -128,7 +128,7 @@ impl Builder<'_> {
 
     fn arrange_count(&mut self) {
         let count =
-            if self.random.percent(50) { self.random.below(34) } else { self.random.next() };
+            if self.random.percent(70) { self.random.below(34) } else { self.random.next() };
         self.set(gpr::RCX, count);
     }
 

@@ -7,6 +7,7 @@
 //! cannot be compared, or that reads undefined flags, is thrown away and another one is made.
 
 mod arrange;
+mod extended;
 mod garbage;
 mod operands;
 mod registers;
@@ -56,8 +57,9 @@ impl Generator {
 pub(crate) fn is_comparable(case: &Case) -> bool {
     let code = case.code();
     !code.is_empty()
-        && policy::allows_bytes(&code)
+        && policy::allows_bytes(&code, case.image.gpr[x86::gpr::RCX])
         && UndefinedFlags::follow(&decode_all(case)).is_some()
+        && (!policy::saves_extended_state(&code) || extended::is_in_use(&case.image))
 }
 
 /// The instructions of a case, decoded one after the other.
@@ -98,8 +100,11 @@ impl<'a> Builder<'a> {
     }
 
     fn build(mut self) -> Option<Case> {
-        if self.only.is_none() && self.random.percent(8) {
+        let free = self.only.is_none();
+        if free && self.random.percent(8) {
             self.instructions = garbage::instructions(self.random);
+        } else if free && self.random.one_in(100) {
+            self.append_extended_state();
         } else {
             let count = [1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 6][self.random.below(12) as usize];
             let chosen = self.random.below(count);
