@@ -17,6 +17,8 @@ mod tidy;
 mod vmlinux;
 mod workspace;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -43,8 +45,18 @@ enum Verb {
     Vmlinux(vmlinux::Options),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().verb {
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
         Verb::Ci => ci::run(),
         Verb::Tidy => tidy::run(),
         Verb::Test(options) => test::run(&options),

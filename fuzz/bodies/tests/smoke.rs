@@ -1,6 +1,6 @@
 //! Every fuzz target on seeded random inputs, for a few seconds on a stable compiler.
 //!
-//! A failure names its seed: `SEED=n cargo test -p fuzz-bodies` begins with that one. `INPUTS=n`
+//! A failure names its seed: `FUZZ_SEED=n cargo test -p fuzz-bodies` begins with that one. `FUZZ_INPUTS=n`
 //! chooses how many inputs each target gets.
 
 use std::env;
@@ -45,11 +45,11 @@ fn number(name: &str, default: u64) -> u64 {
 
 fn smoke(name: &str) {
     let (_, target) = TARGETS.iter().find(|(n, _)| *n == name).expect("a target");
-    let first = number("SEED", 0);
-    for seed in first..first + number("INPUTS", INPUTS) {
+    let first = number("FUZZ_SEED", 0);
+    for seed in first..first + number("FUZZ_INPUTS", INPUTS) {
         let input = bytes(seed);
         if let Err(payload) = panic::catch_unwind(|| target(&input)) {
-            eprintln!("target {name} failed: SEED={seed} INPUTS=1 repeats it");
+            eprintln!("target {name} failed: FUZZ_SEED={seed} FUZZ_INPUTS=1 repeats it");
             panic::resume_unwind(payload);
         }
     }

@@ -21,17 +21,13 @@ const MAX_LINES: usize = 800;
 /// Tests that `cargo test` leaves out: file, test, and what runs them.
 const IGNORED_TESTS: [(&str, &str, &str); 0] = [];
 
-/// How far above an unsafe block its reason may begin.
+/// How far from unsafe code its reason may stand.
 const COMMENT_LINES: usize = 8;
 
 // The needles are assembled so that this file does not find itself.
 const FORBID: &str = concat!("#![forbid(", "unsafe_code)]");
-const UNSAFE_FORMS: [&str; 4] = [
-    concat!("unsafe", " {"),
-    concat!("unsafe", " fn"),
-    concat!("unsafe", " impl"),
-    concat!("unsafe", " extern"),
-];
+const UNSAFE_FN: &str = concat!("unsafe", " fn ");
+const UNSAFE_FORMS: [&str; 3] = [concat!("unsafe", " {"), UNSAFE_FN, concat!("unsafe", " impl")];
 const IGNORE: &str = concat!("#[ig", "nore");
 
 /// Every package takes the workspace's lints.
@@ -77,7 +73,10 @@ pub(super) fn unsafe_comments(repository: &Repository) -> Vec<Problem> {
     for file in repository.rust_files("") {
         let lines: Vec<&str> = file.text.lines().collect();
         for at in unsafe_lines(file) {
-            let near = &lines[at.saturating_sub(COMMENT_LINES)..=at];
+            // What an unsafe function asks of its callers may stand where it relies on it.
+            let below = if lines[at].contains(UNSAFE_FN) { COMMENT_LINES } else { 0 };
+            let end = lines.len().min(at + below + 1);
+            let near = &lines[at.saturating_sub(COMMENT_LINES)..end];
             if !near.iter().any(|line| line.to_lowercase().contains("safety")) {
                 problems.push(format!("{}:{}: no SAFETY comment", file.path, at + 1));
             }
@@ -94,9 +93,8 @@ fn unsafe_lines(file: &SourceFile) -> impl Iterator<Item = usize> {
 
 fn is_unsafe(line: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default();
-    // A function pointer's type needs no reason; its caller does.
-    let pointer = code.contains(concat!("unsafe", " fn(")) || code.contains("extern \"C\" fn(");
-    UNSAFE_FORMS.iter().any(|form| code.contains(form)) && !pointer
+    // Neither a function pointer's type nor a declaration needs a reason; its caller does.
+    UNSAFE_FORMS.iter().any(|form| code.contains(form))
 }
 
 pub(super) fn file_length(repository: &Repository) -> Vec<Problem> {
