@@ -2,6 +2,7 @@
 //!
 //! Everything counts but what the architecture leaves undefined, or the host kernel hides:
 //! - flags that the executed instructions leave undefined ([`crate::flags`]);
+//! - what is the maker's choice when an instruction faults ([`crate::leeway`]);
 //! - bit 0 (present) of the error code of a page fault above the user half: the kernel always sets
 //!   it, so that programs cannot probe its page tables;
 //! - x87 pointers, on hosts that keep them otherwise than the guest's CPU ([`choices`]).
@@ -13,9 +14,9 @@ use x86::exception::{pf, vector};
 
 use crate::case::{Case, Fault, Memory, Observation};
 use crate::flags::UndefinedFlags;
-use crate::generate::decode_all;
 use crate::image::CpuImage;
 use crate::layout::address_of;
+use crate::leeway;
 use crate::native::choices;
 
 /// One register, or other part of an observation, that differs.
@@ -48,6 +49,16 @@ pub const GPR_NAMES: [&str; 16] = [
 
 /// What differs between the host CPU and a subject; nothing when they agree.
 pub fn compare(case: &Case, native: &Observation, subject: &Observation) -> Vec<Difference> {
+    let differences = compare_strictly(case, native, subject);
+    if differences.is_empty() {
+        return differences;
+    }
+    let (mut native, mut subject) = (native.clone(), subject.clone());
+    leeway::forgive(&mut native, &mut subject);
+    compare_strictly(case, &native, &subject)
+}
+
+fn compare_strictly(case: &Case, native: &Observation, subject: &Observation) -> Vec<Difference> {
     let mut found = Found(Vec::new());
     if visible(native.fault) != visible(subject.fault) {
         found.add("fault", describe(native.fault), describe(subject.fault));
@@ -108,7 +119,8 @@ impl Found {
         // An INT3 has been executed when it traps: the flags are those before it.
         let executed = u64::from(native.fault.is_breakpoint());
         let at = native.image.rip.wrapping_sub(executed);
-        let undefined = UndefinedFlags::follow(&decode_all(case)).map_or(0, |flags| flags.at(at));
+        let undefined = UndefinedFlags::follow(&case.code(), case.image.rip);
+        let undefined = undefined.map_or(0, |flags| flags.at(at));
         let mask = !(undefined & rflags::ARITHMETIC);
         self.hex("rflags", native.image.rflags & mask, subject.image.rflags & mask);
     }

@@ -1,8 +1,6 @@
 //! Which flags an instruction sequence leaves undefined.
 
-use std::collections::HashSet;
-
-use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 use x86::cr::rflags;
 
 use crate::policy;
@@ -25,45 +23,74 @@ fn to_rflags(bits: u32) -> u64 {
 pub struct UndefinedFlags {
     /// Address of each instruction and the flags undefined before it; the end comes last.
     before: Vec<(u64, u64)>,
-    has_branches: bool,
+    /// With branches, which may lead from anywhere to anywhere: undefined everywhere.
+    everywhere: Option<u64>,
 }
 
 impl UndefinedFlags {
-    /// Follows `instructions`; `None` when one of them reads a flag that may be undefined, so that
-    /// the results cannot be compared.
-    pub fn follow(instructions: &[Instruction]) -> Option<Self> {
-        let has_branches = instructions.iter().any(policy::is_branch);
-        let mut undefined = 0;
-        if has_branches {
-            // A branch may lead from anywhere to anywhere.
-            undefined = instructions.iter().map(|i| to_rflags(i.rflags_undefined())).sum_bits();
-            if undefined != 0 && leads_into_an_instruction(instructions) {
-                return None;
-            }
-        }
+    /// Follows the instructions in `code`, which lies at `address`; `None` when one of them reads
+    /// a flag that may be undefined, so that the results cannot be compared.
+    pub fn follow(code: &[u8], address: u64) -> Option<Self> {
+        let instructions = decode_at(code, address);
+        let everywhere = if instructions.iter().any(policy::is_branch) {
+            Some(undefined_everywhere(code, address, &instructions)?)
+        } else {
+            None
+        };
+        let mut undefined = everywhere.unwrap_or(0);
         let mut before = Vec::with_capacity(instructions.len() + 1);
-        for instruction in instructions {
+        for instruction in &instructions {
             before.push((instruction.ip(), undefined));
             if undefined & to_rflags(instruction.rflags_read()) != 0 {
                 return None;
             }
-            if !may_leave_flags(instruction) && !has_branches {
-                undefined &= !to_rflags(instruction.rflags_modified());
+            if everywhere.is_none() {
+                if !may_leave_flags(instruction) {
+                    undefined &= !to_rflags(instruction.rflags_modified());
+                }
+                undefined |= left_undefined(instruction);
             }
-            undefined |= to_rflags(instruction.rflags_undefined());
         }
         before.push((instructions.last().map_or(0, Instruction::next_ip), undefined));
-        Some(Self { before, has_branches })
+        Some(Self { before, everywhere })
     }
 
     /// Flags that may be undefined when execution stopped with RIP at `rip`.
     pub fn at(&self, rip: u64) -> u64 {
+        let all = || self.before.iter().map(|(_, undefined)| *undefined).sum_bits();
         let found = self.before.iter().find(|(address, _)| *address == rip);
-        match found {
-            Some((_, undefined)) if !self.has_branches => *undefined,
-            _ => self.before.iter().map(|(_, undefined)| *undefined).sum_bits(),
-        }
+        self.everywhere.unwrap_or_else(|| found.map_or_else(all, |(_, undefined)| *undefined))
     }
+}
+
+/// Flags that any instruction leaves undefined; `None` when any reads one of them.
+fn undefined_everywhere(code: &[u8], address: u64, instructions: &[Instruction]) -> Option<u64> {
+    let (mut read, mut undefined) = (0, 0);
+    let mut add = |instruction: &Instruction| {
+        read |= to_rflags(instruction.rflags_read());
+        undefined |= left_undefined(instruction);
+    };
+    if may_lead_into_an_instruction(instructions) {
+        for at in 0..code.len() {
+            decode_at(&code[at..], address + at as u64).iter().for_each(&mut add);
+        }
+    } else {
+        instructions.iter().for_each(&mut add);
+    }
+    (read & undefined == 0).then_some(undefined)
+}
+
+fn decode_at(code: &[u8], address: u64) -> Vec<Instruction> {
+    Decoder::with_ip(64, code, address, DecoderOptions::NONE).into_iter().collect()
+}
+
+/// Flags that an instruction leaves undefined. The decoder knows the count of RCL and RCR modulo
+/// the width and one; OF is undefined by the masked count (SDM vol. 2).
+fn left_undefined(instruction: &Instruction) -> u64 {
+    let rotates = matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+    let once = instruction.op1_kind() == OpKind::Immediate8 && instruction.immediate8() == 1;
+    let of = if rotates && !once { rflags::OF } else { 0 };
+    to_rflags(instruction.rflags_undefined()) | of
 }
 
 /// Union of flag sets.
@@ -91,30 +118,28 @@ fn may_leave_flags(instruction: &Instruction) -> bool {
     shifts && counts_cl || repeats
 }
 
-/// Whether a direct branch leads between the starts of two instructions.
-fn leads_into_an_instruction(instructions: &[Instruction]) -> bool {
-    let starts: HashSet<u64> = instructions.iter().map(Instruction::ip).collect();
+/// Whether a branch may lead between the starts of two instructions: an indirect one may lead
+/// anywhere.
+fn may_lead_into_an_instruction(instructions: &[Instruction]) -> bool {
     let first = instructions.first().map_or(0, Instruction::ip);
     let end = instructions.last().map_or(0, Instruction::next_ip);
-    instructions.iter().any(|instruction| {
-        let target = instruction.near_branch_target();
+    instructions.iter().filter(|i| policy::is_branch(i)).any(|instruction| {
         let is_direct = matches!(
             instruction.op0_kind(),
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
         );
-        is_direct && (first..end).contains(&target) && !starts.contains(&target)
+        let target = instruction.near_branch_target();
+        let is_start = instructions.iter().any(|i| i.ip() == target);
+        !is_direct || ((first..end).contains(&target) && !is_start)
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions};
-
     use super::*;
 
     fn follow(bytes: &[u8]) -> Option<UndefinedFlags> {
-        let decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
-        UndefinedFlags::follow(&decoder.into_iter().collect::<Vec<_>>())
+        UndefinedFlags::follow(bytes, 0)
     }
 
     #[test]

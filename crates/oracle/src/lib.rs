@@ -21,6 +21,7 @@ pub mod flags;
 pub mod generate;
 pub mod image;
 pub mod layout;
+pub mod leeway;
 pub mod native;
 pub mod policy;
 pub mod random;

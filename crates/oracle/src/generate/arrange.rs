@@ -3,8 +3,8 @@
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 use x86::{cr::rflags, gpr};
 
-use super::operands::size_of_memory;
 use super::{Builder, registers};
+use crate::leeway::operand_address;
 use crate::values;
 
 impl Builder<'_> {
@@ -173,27 +173,7 @@ impl Builder<'_> {
         if !self.random.percent(percent) {
             return;
         }
-        let Some(address) = self.operand_address(instruction) else { return };
-        debug_assert!(size_of_memory(instruction) > 0);
+        let Some(address) = operand_address(instruction, &self.image) else { return };
         self.pokes.push((address.wrapping_add(offset), value));
-    }
-
-    /// Linear address of the memory operand from the registers at the start.
-    fn operand_address(&self, instruction: &Instruction) -> Option<u64> {
-        let bases = self.image.bases;
-        let gpr = self.image.gpr;
-        let operand =
-            (0..instruction.op_count()).find(|n| instruction.op_kind(*n) == OpKind::Memory)?;
-        instruction.virtual_address(operand, 0, |register, _, _| {
-            if register.is_segment_register() {
-                return Some(match register {
-                    iced_x86::Register::FS => bases[0],
-                    iced_x86::Register::GS => bases[1],
-                    _ => 0,
-                });
-            }
-            let value = *gpr.get(register.full_register().number())?;
-            Some(if register.is_gpr32() { value & 0xffff_ffff } else { value })
-        })
     }
 }

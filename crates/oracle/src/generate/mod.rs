@@ -58,7 +58,7 @@ pub(crate) fn is_comparable(case: &Case) -> bool {
     let code = case.code();
     !code.is_empty()
         && policy::allows_bytes(&code, case.image.gpr[x86::gpr::RCX])
-        && UndefinedFlags::follow(&decode_all(case)).is_some()
+        && UndefinedFlags::follow(&code, case.image.rip).is_some()
         && (!policy::saves_extended_state(&code) || extended::is_in_use(&case.image))
 }
 

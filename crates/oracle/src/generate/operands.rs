@@ -386,7 +386,7 @@ impl Builder<'_> {
 }
 
 /// Bytes of the memory operand, for placing it against edges.
-pub(super) fn size_of_memory(instruction: &Instruction) -> u64 {
+fn size_of_memory(instruction: &Instruction) -> u64 {
     (instruction.memory_size().size() as u64).max(1)
 }
 
