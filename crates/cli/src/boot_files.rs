@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use images::{Image, Recipe, Store};
 use lifecycle::{BootFiles, NamedFile};
 use rustix::fs::{Mode, OFlags};
@@ -58,7 +58,7 @@ fn named_file(what: &str, path: &Path) -> anyhow::Result<NamedFile> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = rustix::fs::open(path, flags, Mode::empty())
         .map_err(io::Error::from)
-        .with_context(|| format!("cannot open {what} {name}"))?;
+        .map_err(|e| anyhow!("cannot open {what} {name}: {e}; check --{what}"))?;
     Ok(NamedFile { file: file.into(), name })
 }
 

@@ -61,17 +61,17 @@ fn memory() -> Check {
 }
 
 fn kvm() -> Check {
-    let found = open("/dev/kvm", "present and may be opened; this version has no kvm engine yet");
+    let found = open("/dev/kvm", "this version has no kvm engine yet");
     check("kvm", found)
 }
 
 fn tap() -> Check {
-    check("tap", open("/dev/net/tun", "may be opened; networks come with a later version"))
+    check("tap", open("/dev/net/tun", "networks come with a later version"))
 }
 
-fn open(path: &str, good: &str) -> Result<String, String> {
+fn open(path: &str, but: &str) -> Result<String, String> {
     match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(_) => Ok(format!("{path} is {good}")),
+        Ok(_) => Ok(format!("{path} may be opened; {but}")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(format!("{path} is not there")),
         Err(e) => Err(format!("{path} is there, but cannot be opened: {e}")),
     }

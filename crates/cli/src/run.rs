@@ -177,7 +177,7 @@ impl Session<'_> {
         let mut next: Option<(Instant, Next)> = None;
         let mut killed_with = status::SUCCESS;
         loop {
-            match self.event_before(next.map(|(deadline, _)| deadline)) {
+            match self.event_before(next.as_ref().map(|(deadline, _)| *deadline)) {
                 Ok(Event::Ended(outcome)) => return (outcome, killed_with),
                 Ok(Event::Signal(SIGTERM)) if next.is_none() => {
                     killed_with = status::of_signal(SIGTERM);

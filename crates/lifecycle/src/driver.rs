@@ -168,12 +168,12 @@ impl Driver {
             }
             Request::RunFor(instructions, reply) => return self.run_for(instructions, reply),
             Request::Reset(reply) => {
-                return self.parked(reply, |driver| driver.reset());
+                return self.parked(&reply, |driver| driver.reset());
             }
             Request::Save(dir, reply) => {
-                return self.parked(reply, |driver| driver.save(&dir));
+                return self.parked(&reply, |driver| driver.save(&dir));
             }
-            Request::Stats(reply) => return self.parked(reply, |driver| driver.stats()),
+            Request::Stats(reply) => return self.parked(&reply, |driver| driver.stats()),
         }
         None
     }
@@ -181,7 +181,7 @@ impl Driver {
     /// Does something for which the vCPUs have to be parked, then goes on as before.
     fn parked<T>(
         &mut self,
-        reply: Reply<T>,
+        reply: &Reply<T>,
         act: impl FnOnce(&mut Self) -> Result<T, VmError>,
     ) -> Option<Outcome> {
         let phase = self.phase;

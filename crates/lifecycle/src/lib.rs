@@ -50,8 +50,8 @@ pub use backend::{ConsoleInput, ConsoleOutput};
 pub use config::{Policy, TripleFaultPolicy, VmConfig};
 pub use error::VmError;
 pub use machine::{
-    BootFiles, CpuLevel, EngineChoice, MachineError, MachineSpec, MachineStats, NamedFile, Platform,
-    Selected, TimerCount, host,
+    BootFiles, CpuLevel, EngineChoice, MachineError, MachineSpec, MachineStats, NamedFile,
+    Platform, Selected, TimerCount, host,
 };
 pub use outcome::{Outcome, Progress};
 pub use snapshot::{CpuEntry, FileEntry, Manifest, SectionEntry, SnapshotDir, SnapshotError};

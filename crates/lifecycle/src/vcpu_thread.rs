@@ -5,8 +5,8 @@
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use engine::{CpuBus, EngineError, Kick, Vcpu, VcpuExit, VcpuState, VcpuStats};

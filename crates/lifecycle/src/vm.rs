@@ -1,7 +1,7 @@
 //! The handle of a VM.
 
-use std::sync::mpsc::{Sender, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use backend::ConsoleInput;

@@ -99,7 +99,7 @@ impl GuestClock for VmClock {
                 true => base.wrapping_add(self.host_ns()),
                 false => base,
             };
-            if before % 2 == 0 && self.generation.load(Ordering::SeqCst) == before {
+            if before.is_multiple_of(2) && self.generation.load(Ordering::SeqCst) == before {
                 return now;
             }
             std::hint::spin_loop();

@@ -246,7 +246,6 @@ impl Machine {
 
 /// The mailbox of vCPU `index`, whose local APIC is as after power-on.
 fn mailbox(index: u32) -> Arc<Mailbox> {
-    let config =
-        LocalApicConfig { apic_id: index, bsp: index == 0, ..LocalApicConfig::default() };
+    let config = LocalApicConfig { apic_id: index, bsp: index == 0, ..LocalApicConfig::default() };
     Arc::new(Mailbox::new(LocalApic::new(config).destination()))
 }

@@ -99,8 +99,7 @@ mod tests {
     #[test]
     fn what_the_host_lacks_is_named() {
         let every = |_| true;
-        let most =
-            CpuProfile::new(engine::Level::V3, host::vendor(), 1_000_000, &every).unwrap();
+        let most = CpuProfile::new(engine::Level::V3, host::vendor(), 1_000_000, &every).unwrap();
         let here = CpuLevel::Portable.profile().unwrap();
         let lacking = feature::ALL.iter().find(|f| most.has(**f) && !here.has(**f));
         let mut archive = Archive::new();

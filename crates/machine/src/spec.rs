@@ -116,15 +116,15 @@ fn fits(asked: u64, host: u64) -> Result<(), MachineError> {
 mod tests {
     use super::*;
 
-    fn message(spec: MachineSpec) -> String {
+    fn message(spec: &MachineSpec) -> String {
         spec.check().unwrap_err().to_string()
     }
 
     #[test]
     fn memory_is_bounded_by_the_platform_and_by_the_host() {
-        assert!(message(MachineSpec::new(0)).contains("too little"));
-        assert!(message(MachineSpec::new(u64::MAX)).contains("too much"));
-        assert!(message(MachineSpec::new(8 << 40)).contains("more than this host has"));
+        assert!(message(&MachineSpec::new(0)).contains("too little"));
+        assert!(message(&MachineSpec::new(u64::MAX)).contains("too much"));
+        assert!(message(&MachineSpec::new(8 << 40)).contains("more than this host has"));
         assert!(fits(1 << 30, 1 << 30).is_ok());
         let error = fits((1 << 30) + 1, 1 << 30).unwrap_err().to_string();
         assert!(error.contains("1025 MiB") && error.contains("1024 MiB"), "{error}");
@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn only_one_cpu_yet() {
         let with = |cpus| MachineSpec { cpus, ..MachineSpec::new(64 << 20) };
-        assert!(message(with(0)).contains("at least 1"));
-        assert!(message(with(2)).contains("--cpus 2"));
+        assert!(message(&with(0)).contains("at least 1"));
+        assert!(message(&with(2)).contains("--cpus 2"));
         assert!(with(1).check().is_ok());
     }
 
@@ -142,10 +142,7 @@ mod tests {
     fn a_spec_is_readable_and_strict() {
         let json = serde_json::to_string(&MachineSpec::new(64 << 20)).unwrap();
         assert!(json.contains(r#""platform":"pc""#) && json.contains(r#""cpu":"portable""#));
-        assert_eq!(
-            serde_json::from_str::<MachineSpec>(&json).unwrap(),
-            MachineSpec::new(64 << 20)
-        );
+        assert_eq!(serde_json::from_str::<MachineSpec>(&json).unwrap(), MachineSpec::new(64 << 20));
         let unknown = json.replace("cmdline", "command");
         assert!(serde_json::from_str::<MachineSpec>(&unknown).is_err());
     }

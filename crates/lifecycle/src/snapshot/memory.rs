@@ -165,8 +165,7 @@ mod tests {
         for page in [0, 2, 3, 5] {
             block[page * PAGE_SIZE as usize + 9] = 1;
         }
-        let found: Vec<_> =
-            runs(&block).map(|(at, run)| (at / 4096, run.len() / 4096)).collect();
+        let found: Vec<_> = runs(&block).map(|(at, run)| (at / 4096, run.len() / 4096)).collect();
         assert_eq!(found, [(0, 1), (2, 2), (5, 1)]);
         assert_eq!(runs(&[0; 8192]).count(), 0);
     }

@@ -180,10 +180,7 @@ mod tests {
         let ports = map(&[(0x600, 8, Width::Dword, &probe)]);
         assert_eq!(ports.read(0x604, Width::Dword), Answer::Done(0x0706_0504));
         assert_eq!(ports.write(0x602, Width::Word, 0xdead_beef), Answer::Done(()));
-        assert_eq!(
-            probe.seen(),
-            [(0x604, Width::Dword, None), (0x602, Width::Word, Some(0xbeef))]
-        );
+        assert_eq!(probe.seen(), [(0x604, Width::Dword, None), (0x602, Width::Word, Some(0xbeef))]);
     }
 
     #[test]
@@ -225,10 +222,7 @@ mod tests {
         let probe = Arc::new(Probe { stop, ..Probe::default() });
         let ports = map(&[(0xf4, 1, Width::Byte, &probe)]);
         let answer = ports.write(0xf4, Width::Dword, 5);
-        assert_eq!(
-            answer,
-            Answer::StopAfterInstruction((), StopCause::DebugExit { value: 5 })
-        );
+        assert_eq!(answer, Answer::StopAfterInstruction((), StopCause::DebugExit { value: 5 }));
     }
 
     #[test]
