@@ -297,6 +297,8 @@ pub fn load() {
     load_tr(TSS_LIMIT);
     // SAFETY: both selectors name flat descriptors of the table just loaded.
     unsafe {
+        // After a reset the LDT register is not null but usable.
+        asm!("lldt {:x}", in(reg) 0u16, options(nostack, preserves_flags));
         asm!("push {code}", "lea {tmp}, [rip + 2f]", "push {tmp}", "retfq", "2:",
              "mov ds, {data:e}", "mov es, {data:e}", "mov ss, {data:e}",
              code = const KERNEL_CODE, data = in(reg) u32::from(KERNEL_DATA), tmp = out(reg) _);

@@ -9,6 +9,8 @@ use kit::{Global, Report, pit, trap};
 const VECTOR: u8 = 0x48;
 /// Generous limits: hosts are shared.
 const LIMIT_MS: u64 = 400;
+/// How far ahead a timer is set that is then stopped.
+const AHEAD_MS: u64 = 20;
 
 static FIRED_AT: Global<u64> = Global::new(0);
 
@@ -68,9 +70,9 @@ fn one_shot(t: &mut Report, mode: &str, per_ms: u64) {
     t.eq(format_args!("{mode}: one-shot fires once"), fired(), 1);
     t.eq(format_args!("{mode}: one-shot ends at 0"), apic::read(reg::TIMER_CURRENT), 0);
     clear_log();
-    apic::write(reg::TIMER_INITIAL, count);
+    apic::write(reg::TIMER_INITIAL, (per_ms * AHEAD_MS) as u32);
     apic::write(reg::TIMER_INITIAL, 0);
-    let_in(4);
+    let_in(AHEAD_MS + 4);
     t.eq(format_args!("{mode}: stopped before its time"), fired(), 0);
 }
 
@@ -154,13 +156,14 @@ fn deadline(t: &mut Report, mode: &str) {
     cpu::wrmsr(msr::TSC_DEADLINE, 1);
     t.that(format_args!("{mode}: past deadline fires"), wait_until(LIMIT_MS, || fired() > 0));
     clear_log();
-    cpu::wrmsr(msr::TSC_DEADLINE, cpu::tsc() + pit::tsc_per_ms() * 2);
+    cpu::wrmsr(msr::TSC_DEADLINE, cpu::tsc() + pit::tsc_per_ms() * AHEAD_MS);
     cpu::wrmsr(msr::TSC_DEADLINE, 0);
-    let_in(4);
+    let_in(AHEAD_MS + 4);
     t.eq(format_args!("{mode}: deadline 0 disarms"), fired(), 0);
-    cpu::wrmsr(msr::TSC_DEADLINE, cpu::tsc() + pit::tsc_per_ms() * 2);
+    cpu::wrmsr(msr::TSC_DEADLINE, cpu::tsc() + pit::tsc_per_ms() * AHEAD_MS);
     apic::write(reg::LVT_TIMER, apic::MASKED | u32::from(VECTOR));
-    let_in(4);
+    apic::write(reg::LVT_TIMER, apic::DEADLINE | u32::from(VECTOR));
+    let_in(AHEAD_MS + 4);
     t.eq(format_args!("{mode}: leaving deadline mode disarms"), fired(), 0);
     trap::hook(VECTOR, Some(log_eoi));
 }
