@@ -183,7 +183,15 @@ impl Cpu {
     /// #AC for the memory operand of a vector instruction; those wider than 8 bytes have alignment
     /// rules of their own.
     pub(crate) fn check_vector_alignment(&mut self, at: Linear, size: u64) -> Step {
-        if size > 8 { Ok(()) } else { self.check_alignment(at, size, self.mode) }
+        let alignment = match size {
+            1..=8 => size,
+            10 => 8,
+            // The x87 environment and state images, with 16- and 32-bit fields.
+            14 | 94 => 2,
+            28 | 108 => 4,
+            _ => return Ok(()),
+        };
+        self.check_alignment(at, alignment, self.mode)
     }
 
     #[cold]
@@ -235,8 +243,12 @@ impl Cpu {
         usage: Use,
         mode: Mode,
     ) -> Result<(Place, Option<Place>), Raised> {
+        let one_page = at.address % PAGE + len <= PAGE;
+        if !one_page && self.long_mode() && !is_canonical(at.address.wrapping_add(len - 1)) {
+            return self.fault(if at.stack { Exception::SS0 } else { Exception::GP0 });
+        }
         let first = self.translate(at, usage, mode)?;
-        if at.address % PAGE + len <= PAGE {
+        if one_page {
             return Ok((first, None));
         }
         let mut next = Linear { address: (at.address | (PAGE - 1)).wrapping_add(1), ..at };

@@ -49,6 +49,9 @@ pub(crate) fn decode(cpu: &mut Cpu, bytes: &[u8]) -> Result<Decoded, HostExecErr
         DecoderError::NoMoreBytes => {
             return Ok(Decoded::Op(Op::bare(system::too_long, MAX_LENGTH), Flow::Ends));
         }
+        _ if is_too_long(cpu, window) => {
+            return Ok(Decoded::Op(Op::bare(system::too_long, MAX_LENGTH), Flow::Ends));
+        }
         _ => return Ok(Decoded::Op(Op::bare(system::undefined, 1), Flow::Ends)),
     }
     let op = lower(cpu, &instruction, &window[..instruction.len()])?;
@@ -58,6 +61,26 @@ pub(crate) fn decode(cpu: &mut Cpu, bytes: &[u8]) -> Result<Decoded, HostExecErr
         _ => Flow::Ends,
     };
     Ok(Decoded::Op(op, flow))
+}
+
+/// Whether what the decoder refused is an instruction that repeats prefixes beyond the length
+/// limit: without the repetition it needs more bytes than there are.
+fn is_too_long(cpu: &Cpu, window: &[u8]) -> bool {
+    const PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
+    let count = window.iter().take_while(|byte| PREFIXES.contains(byte)).count();
+    if window.len() < MAX_LENGTH || count < 2 {
+        return false;
+    }
+    let mut condensed: Vec<u8> = Vec::with_capacity(MAX_LENGTH);
+    for (index, prefix) in window[..count].iter().enumerate() {
+        if !window[index + 1..count].contains(prefix) {
+            condensed.push(*prefix);
+        }
+    }
+    condensed.extend(&window[count..]);
+    let mut decoder = Decoder::new(cpu.code_size as u32, &condensed, DecoderOptions::NONE);
+    let _ = decoder.decode();
+    decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 impl Op {

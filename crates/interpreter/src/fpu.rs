@@ -118,6 +118,9 @@ fn host(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
         return cpu.fault(Exception::GP0);
     }
     cpu.check_vector_alignment(at, size)?;
+    if stub.unit() == Unit::X87 && memory.write {
+        return x87_store(cpu, op, bus, at);
+    }
     if memory.write {
         cpu.check_writable(at, size)?;
     }
@@ -133,6 +136,24 @@ fn host(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
         cpu.write_bytes(bus, at, &data[..memory.size])?;
     }
     Ok(())
+}
+
+/// An x87 store: an unmasked exception suppresses it together with its page fault, so that the
+/// instruction runs first and is undone when the store faults.
+fn x87_store(cpu: &mut Cpu, op: &Op, bus: Bus<'_>, at: Linear) -> Step {
+    let (stub, x87_opcode) = host_op(op);
+    let before = cpu.fpu.clone();
+    let pointers = x87_pointers(cpu, op, x87_opcode);
+    let outcome = run(cpu, stub, &pointers);
+    if !finish(cpu, outcome)? {
+        return Ok(());
+    }
+    let data: [u8; 512] = cpu.scratch.bytes;
+    let stored = cpu.write_bytes(bus, at, &data[..stub.memory().size]);
+    if stored.is_err() {
+        cpu.fpu = before;
+    }
+    stored
 }
 
 fn host_op(op: &Op) -> (HostOp, u16) {
@@ -185,7 +206,8 @@ fn elements(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     if plan.unit() == Unit::MmxSse && cpu.fpu.x87_pending() {
         return Err(cpu.x87_error());
     }
-    let base = element_base(cpu, op);
+    // The operand's offset without the vector index, or RDI for MASKMOV.
+    let base = op.offset(cpu);
     let size = plan.element_size() as u64;
     let active: Vec<usize> = (0..plan.len()).filter(|&i| plan.is_active(i)).collect();
     let address =
@@ -210,12 +232,6 @@ fn elements(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     }
     plan.finish(&mut cpu.fpu);
     Ok(())
-}
-
-/// Offset that element distances count from: the base register and displacement (the index is a
-/// vector), or RDI for MASKMOV.
-fn element_base(cpu: &Cpu, op: &Op) -> u64 {
-    cpu.reg(op.base).wrapping_add(op.disp)
 }
 
 /// `KIND` of [`xsave`].

@@ -215,7 +215,7 @@ impl InterpreterVcpu {
         if let Some(budget) = self.budget {
             ops = &ops[..ops.len().min(budget.min(64) as usize)];
         }
-        let executed = run_ops(&mut self.cpu, ops, bus);
+        let (executed, _) = run_ops(&mut self.cpu, ops, bus);
         self.count(executed);
     }
 
@@ -242,9 +242,8 @@ impl InterpreterVcpu {
             Err(_) => return self.cpu.deliver_raised(bus),
         };
         self.cpu.step_suppressed = false;
-        let executed = run_ops(&mut self.cpu, std::slice::from_ref(&op), bus);
+        let (executed, completed) = run_ops(&mut self.cpu, std::slice::from_ref(&op), bus);
         self.count(executed);
-        let completed = executed == 1;
         if stepping && completed && !self.cpu.step_suppressed {
             // MOV SS holds the trap off; the next instruction gives its own.
             if self.cpu.shadow != Shadow::MovSs {
@@ -300,9 +299,10 @@ impl InterpreterVcpu {
     }
 }
 
-/// Executes ops until one ends the block; gives how many completed.
+/// Executes ops until one ends the block; gives how many were executed and whether the last one
+/// completed without a fault.
 #[inline(always)]
-fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> u64 {
+fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> (u64, bool) {
     cpu.leave_block = false;
     cpu.system_flags &= !rflags::RF;
     let mut executed = 0;
@@ -314,18 +314,19 @@ fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> u64 {
             cpu.deliver_raised(bus);
             cpu.attention |= cpu.shutdown;
             // A fault is progress too: a budget must end a guest that only faults.
-            return executed + 1;
+            return (executed + 1, false);
         }
         executed += 1;
         if cpu.leave_block {
-            return leave_block(cpu, op, executed);
+            leave_block(cpu, op);
+            break;
         }
     }
-    executed
+    (executed, true)
 }
 
 #[cold]
-fn leave_block(cpu: &mut Cpu, op: &Op, executed: u64) -> u64 {
+fn leave_block(cpu: &mut Cpu, op: &Op) {
     if std::mem::take(&mut cpu.repeating) {
         cpu.set_rip(cpu.rip().wrapping_sub(u64::from(op.len)));
     }
@@ -335,7 +336,6 @@ fn leave_block(cpu: &mut Cpu, op: &Op, executed: u64) -> u64 {
         || cpu.run_state != RunState::Running
         || cpu.apic_changed;
     cpu.apic_changed = false;
-    executed
 }
 
 impl Vcpu for InterpreterVcpu {

@@ -197,12 +197,17 @@ impl TargetKind for Mem {
     const IS_REGISTER: bool = false;
 }
 
-/// CMPXCHG. The destination is always written, also when unequal (SDM vol. 2A).
-fn cmpxchg<D: Target, W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
+/// CMPXCHG. A memory destination is always written, also when unequal (SDM vol. 2A); a register
+/// then keeps all its bits.
+fn cmpxchg<D: Target + TargetKind, W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     let expected = read_reg::<W>(cpu, gpr::RAX as u8);
     let new = read_reg::<W>(cpu, op.src);
+    let kept = cpu.reg(op.reg);
     let found = D::update::<W>(cpu, op, bus, |a| if a == expected { new } else { a })?;
     if found != expected {
+        if D::IS_REGISTER {
+            cpu.set_reg(op.reg & 15, kept);
+        }
         write_reg::<W>(cpu, gpr::RAX as u8, found);
     }
     cpu.flags.sub(bits::<W>(), expected, found, expected.wrapping_sub(found) & mask::<W>());

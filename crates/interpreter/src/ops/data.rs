@@ -211,7 +211,7 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Exec> {
     let size = operand_size(instruction, 0);
     let memory = is_memory(instruction, 0);
     match instruction.mnemonic() {
-        M::Mov => lower_mov(instruction),
+        M::Mov | M::Movnti => lower_mov(instruction),
         M::Movzx => lower_extend::<false>(instruction),
         M::Movsx | M::Movsxd => lower_extend::<true>(instruction),
         M::Lea => by_size(operand_size(instruction, 0), widths!(lea)),

@@ -107,15 +107,14 @@ fn call_indirect<S: Operand, W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) ->
     call_to::<W>(cpu, bus, target)
 }
 
-/// The return address is pushed only when the target is valid: a fault changes nothing.
+/// The return address is written before the target is checked; RSP moves only when both succeed.
 #[inline(always)]
 fn call_to<W: Scalar>(cpu: &mut Cpu, bus: Bus<'_>, target: u64) -> Step {
-    let back = cpu.rip();
+    let top = cpu.reg(gpr::RSP as u8).wrapping_sub(W::BYTES);
+    let at = cpu.stack_linear(top, W::BYTES, true)?;
+    cpu.write::<W>(bus, at, cpu.rip())?;
     cpu.jump(target)?;
-    if let Err(raised) = cpu.push::<W>(bus, back) {
-        cpu.set_rip(back);
-        return Err(raised);
-    }
+    cpu.set_stack_pointer(top);
     Ok(())
 }
 

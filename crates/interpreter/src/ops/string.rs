@@ -151,11 +151,19 @@ fn repeat(cpu: &mut Cpu, op: &Op, bus: Bus<'_>, element: Element) -> Step {
         return element(cpu, op, bus).map(|_| ());
     }
     let mut count = cpu.reg(RCX) & op.address_mask;
+    let flags = cpu.flags;
     for _ in 0..CHUNK {
         if count == 0 {
             return Ok(());
         }
-        let more = element(cpu, op, bus)?;
+        let more = match element(cpu, op, bus) {
+            Ok(more) => more,
+            Err(raised) => {
+                // A fault shows the flags from before the instruction (SDM vol. 2B, REP).
+                cpu.flags = flags;
+                return Err(raised);
+            }
+        };
         count -= 1;
         set_address(cpu, op, RCX, count);
         if !more && (cpu.stop.is_none() || count == 0) {
@@ -262,7 +270,19 @@ macro_rules! repeated {
         }
     )* };
 }
-repeated!(rep_lods lods, rep_cmps cmps, rep_scas scas, rep_ins ins, rep_outs outs);
+repeated!(rep_lods lods, rep_cmps cmps, rep_scas scas);
+
+/// The permission for the port is checked even when nothing is left to transfer.
+macro_rules! repeated_port {
+    ($($name:ident $element:ident),*) => { $(
+        fn $name<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
+            let port = cpu.reg(RDX) as u16;
+            cpu.check_port(bus, port, W::BYTES as u16)?;
+            repeat(cpu, op, bus, $element::<W>)
+        }
+    )* };
+}
+repeated_port!(rep_ins ins, rep_outs outs);
 
 pub(crate) fn lower(instruction: &Instruction) -> Option<Exec> {
     use Mnemonic as M;
