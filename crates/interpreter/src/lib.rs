@@ -27,6 +27,7 @@ mod cpu;
 mod debug;
 mod decode;
 mod events;
+mod fallback;
 mod features;
 mod flags;
 mod fpu;
@@ -40,6 +41,8 @@ mod vcpu;
 
 use engine::{Engine, EngineError, Vcpu, VcpuConfig};
 
+pub use fallback::{AccessMode, Registers};
+pub use tlb::TlbChange;
 pub use vcpu::InterpreterVcpu;
 
 /// Name of the engine on the command line.

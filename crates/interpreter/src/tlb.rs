@@ -52,6 +52,23 @@ struct Entry {
 const NOT_LOGGED: u64 = u64::MAX;
 const EMPTY: Entry = Entry { read: INVALID, write: INVALID, fetch: INVALID, ram: NOT_LOGGED };
 
+/// A change that another cache of translations must follow: see `fallback`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlbChange {
+    /// Everything, also global pages, of all PCIDs.
+    All,
+    /// All pages that are not global, of all PCIDs.
+    NonGlobal,
+    /// The pages of a PCID that are not global.
+    Pcid(u16),
+    /// One page in the present PCID, and if it is global.
+    Page(u64),
+    /// One page of a PCID, unless it is global.
+    PageOfPcid(u64, u16),
+    /// Another PCID is present from now on.
+    Select(u16),
+}
+
 pub(crate) struct Tlb {
     entries: Box<[Entry]>,
     filled: Vec<u32>,
@@ -64,6 +81,8 @@ pub(crate) struct Tlb {
     large: Option<(u64, u64)>,
     pub(crate) misses: u64,
     pub(crate) flushes: u64,
+    /// Changes since they were last taken, when somebody follows them.
+    pub(crate) changes: Option<Vec<TlbChange>>,
 }
 
 impl Tlb {
@@ -79,6 +98,7 @@ impl Tlb {
             large: None,
             misses: 0,
             flushes: 0,
+            changes: None,
         }
     }
 
@@ -137,8 +157,15 @@ impl Tlb {
         self.large = Some((base & !(span - 1), span));
     }
 
+    fn note(&mut self, change: TlbChange) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change);
+        }
+    }
+
     /// Drops everything, also global pages.
     pub(crate) fn flush_all(&mut self) {
+        self.note(TlbChange::All);
         self.flushes += 1;
         for index in self.filled.drain(..) {
             self.entries[index as usize] = EMPTY;
@@ -148,11 +175,13 @@ impl Tlb {
 
     /// Drops all but global pages, of all PCIDs.
     pub(crate) fn flush_non_global(&mut self) {
+        self.note(TlbChange::NonGlobal);
         self.flush_where(|tag| tag & 0xfff != GLOBAL_SLOT);
     }
 
     /// Drops the pages of `pcid` that are not global.
     pub(crate) fn flush_pcid(&mut self, pcid: u16) {
+        self.note(TlbChange::Pcid(pcid));
         if let Some(slot) = self.slots.iter().position(|s| *s == Some(pcid)) {
             self.flush_where(|tag| tag & 0xfff == slot as u64);
         }
@@ -160,11 +189,13 @@ impl Tlb {
 
     /// INVLPG: drops the page of `linear` in the present PCID, and if global.
     pub(crate) fn flush_page(&mut self, linear: u64) {
+        self.note(TlbChange::Page(linear));
         self.flush_page_in(linear, self.slot, true);
     }
 
     /// INVPCID type 0: drops the page of `linear` in `pcid`, unless global.
     pub(crate) fn flush_page_of_pcid(&mut self, linear: u64, pcid: u16) {
+        self.note(TlbChange::PageOfPcid(linear, pcid));
         if let Some(slot) = self.slots.iter().position(|s| *s == Some(pcid)) {
             self.flush_page_in(linear, slot as u64, false);
         }
@@ -188,6 +219,7 @@ impl Tlb {
 
     /// Makes `pcid` the present address space.
     pub(crate) fn select_pcid(&mut self, pcid: u16) {
+        self.note(TlbChange::Select(pcid));
         if let Some(slot) = self.slots.iter().position(|s| *s == Some(pcid)) {
             self.slot = slot as u64;
             return;

@@ -32,12 +32,12 @@ const LONG_SLEEP: Duration = Duration::from_secs(3600);
 
 /// A vCPU of the interpreter.
 pub struct InterpreterVcpu {
-    cpu: Cpu,
+    pub(crate) cpu: Cpu,
     blocks: Blocks,
     signal: Arc<Signal>,
-    retired: u64,
-    next_clock: u64,
-    budget: Option<u64>,
+    pub(crate) retired: u64,
+    pub(crate) next_clock: u64,
+    pub(crate) budget: Option<u64>,
 }
 
 /// How other threads reach the vCPU's thread.
@@ -96,7 +96,7 @@ impl InterpreterVcpu {
 
     /// What to do at an instruction boundary before going on; `Some` leaves `run`.
     #[inline(always)]
-    fn boundary(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
+    pub(crate) fn boundary(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
         if self.retired >= self.next_clock
             || self.cpu.attention
             || self.cpu.shadow != Shadow::None
@@ -191,9 +191,10 @@ impl InterpreterVcpu {
         }
     }
 
-    /// Executes one block, or one instruction where each must be looked at.
+    /// Executes one block, at most `limit` instructions of it, or one instruction where each must
+    /// be looked at.
     #[inline(always)]
-    fn execute(&mut self, bus: Bus<'_>) {
+    pub(crate) fn execute(&mut self, bus: Bus<'_>, limit: usize) {
         let cs = self.cpu.segment[seg::CS];
         let rip = self.cpu.rip();
         let (linear, plain) = match self.cpu.code_size {
@@ -206,20 +207,18 @@ impl InterpreterVcpu {
         let at = match self.cpu.translate(Linear::system(linear), Use::Fetch, self.cpu.mode) {
             Ok(Place::Ram(at)) => at,
             Ok(Place::Device(_)) => return self.execute_singly(bus, linear),
-            Err(_) => return self.cpu.deliver_raised(bus),
+            Err(_) => return self.fetch_faulted(bus),
         };
         let mut ops = self.blocks.find(&mut self.cpu, at);
         if ops.is_empty() {
             return self.execute_singly(bus, linear);
         }
-        if let Some(budget) = self.budget {
-            ops = &ops[..ops.len().min(budget.min(64) as usize)];
-        }
+        ops = &ops[..ops.len().min(limit)];
         let (executed, _) = run_ops(&mut self.cpu, ops, bus);
         self.count(executed);
     }
 
-    fn count(&mut self, executed: u64) {
+    pub(crate) fn count(&mut self, executed: u64) {
         self.retired += executed;
         if let Some(budget) = &mut self.budget {
             *budget = budget.saturating_sub(executed);
@@ -235,11 +234,11 @@ impl InterpreterVcpu {
     fn execute_singly(&mut self, bus: Bus<'_>, linear: u64) {
         let stepping = self.cpu.system_flags & rflags::TF != 0;
         if self.cpu.check_code_breakpoint(linear).is_err() {
-            return self.cpu.deliver_raised(bus);
+            return self.fetch_faulted(bus);
         }
         let op = match self.fetch(bus, linear) {
             Ok(op) => op,
-            Err(_) => return self.cpu.deliver_raised(bus),
+            Err(_) => return self.fetch_faulted(bus),
         };
         self.cpu.step_suppressed = false;
         let (executed, completed) = run_ops(&mut self.cpu, std::slice::from_ref(&op), bus);
@@ -329,6 +328,8 @@ fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> (u64, bool) {
 fn leave_block(cpu: &mut Cpu, op: &Op) {
     if std::mem::take(&mut cpu.repeating) {
         cpu.set_rip(cpu.rip().wrapping_sub(u64::from(op.len)));
+        // An interruption of a repeated instruction pushes RF (SDM vol. 3B 18.3.1.1).
+        cpu.system_flags |= rflags::RF;
     }
     cpu.attention |= cpu.stop.is_some()
         || cpu.shutdown
@@ -348,7 +349,9 @@ impl Vcpu for InterpreterVcpu {
             if let Some(exit) = self.boundary(bus) {
                 return Ok(exit);
             }
-            self.execute(bus);
+            let limit =
+                self.budget.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+            self.execute(bus, limit);
         }
     }
 
