@@ -122,6 +122,7 @@ impl Cpu {
         locked: bool,
         change: impl Fn(u64) -> u64,
     ) -> Result<u64, Raised> {
+        self.check_alignment(at, W::BYTES, self.mode)?;
         // Both pages must be writable before anything is read: a locked or plain update that
         // faults does so as a write.
         let places = self.locate(at, W::BYTES, Use::Write, self.mode)?;
@@ -175,7 +176,14 @@ impl Cpu {
         Ok(())
     }
 
-    /// Checks that `len` bytes (at most a page) could be written, without writing them.
+    /// Checks that an integer of `size` bytes could be written, without writing it.
+    pub(crate) fn probe_write(&mut self, at: Linear, size: u64) -> Step {
+        self.check_alignment(at, size, self.mode)?;
+        self.check_writable(at, size)
+    }
+
+    /// Checks that `len` bytes (at most a page) could be written whatever their alignment, without
+    /// writing them.
     pub(crate) fn check_writable(&mut self, at: Linear, len: u64) -> Step {
         self.locate(at, len, Use::Write, self.mode).map(|_| ())
     }

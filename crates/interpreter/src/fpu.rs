@@ -203,7 +203,7 @@ fn elements(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
         return cpu.fault(Exception::UD);
     };
     cpu.check_unit(plan.unit())?;
-    if plan.unit() == Unit::MmxSse && cpu.fpu.x87_pending() {
+    if plan.unit() == Unit::Mmx && cpu.fpu.x87_pending() {
         return Err(cpu.x87_error());
     }
     // The operand's offset without the vector index, or RDI for MASKMOV.

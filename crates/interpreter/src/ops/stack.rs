@@ -200,7 +200,7 @@ fn enter_frame<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     let top = cpu.reg(RSP).wrapping_sub(op.imm);
     // The new top of stack must be writable though nothing is written there yet.
     let at = cpu.stack_linear(top, W::BYTES, true)?;
-    cpu.check_writable(at, W::BYTES)?;
+    cpu.probe_write(at, W::BYTES)?;
     cpu.set_stack_pointer(top);
     write_reg::<W>(cpu, RBP, frame);
     Ok(())

@@ -124,7 +124,7 @@ fn ins<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Result<bool, Raised> 
     cpu.check_port(bus, port, W::BYTES as u16)?;
     let to = destination::<W>(cpu, op, true)?;
     // The store must not fault after the device was read.
-    cpu.check_writable(to, W::BYTES)?;
+    cpu.probe_write(to, W::BYTES)?;
     cpu.counters.port_accesses += 1;
     let answer = bus.port_read(port, port_width::<W>());
     let value = cpu.take(answer, Exception::GP0)?;
@@ -175,6 +175,8 @@ fn repeat(cpu: &mut Cpu, op: &Op, bus: Bus<'_>, element: Element) -> Step {
         }
     }
     if count != 0 {
+        // So does an interruption: only the last iteration is seen to set them.
+        cpu.flags = flags;
         cpu.repeating = true;
         cpu.leave_block = true;
     }
