@@ -264,7 +264,11 @@ pub fn faults<F: FnMut()>(f: F) -> Option<u64> {
 extern "C" fn trap_dispatch(frame: &mut Frame) {
     let index = frame.vector as usize & 0xff;
     // SAFETY: the index is in range.
-    if let Some(hook) = unsafe { (&raw const (*HOOKS.ptr())[index]).read_volatile() } {
+    let hook = unsafe { (&raw const (*HOOKS.ptr())[index]).read_volatile() };
+    // An event at the very entry of a handler may have overwritten the frame
+    // that it interrupted: nothing can be resumed then.
+    let nested = (stub(0)..=stub(255)).contains(&frame.rip);
+    if let (Some(hook), false) = (hook, nested) {
         return hook(frame);
     }
     let trap = Trap::new(frame);

@@ -16,7 +16,7 @@ pub fn run(t: &mut Report) {
     t.eq(
         "#GP x2APIC without enable",
         cpu::try_wrmsr(msr::APIC_BASE, base & !(1 << 11) | 1 << 10),
-        { Some(GP) },
+        Some(GP),
     );
     apic::enter_x2apic();
     apic::enable();
