@@ -218,6 +218,15 @@ impl InterpreterVcpu {
         self.count(executed);
     }
 
+    /// An instruction could not even be fetched. It counts, so that a guest that jumped into
+    /// nothing is interrupted and ends like any other.
+    #[cold]
+    fn fetch_faulted(&mut self, bus: Bus<'_>) {
+        self.cpu.deliver_raised(bus);
+        self.cpu.attention |= self.cpu.shutdown;
+        self.count(1);
+    }
+
     pub(crate) fn count(&mut self, executed: u64) {
         self.retired += executed;
         if let Some(budget) = &mut self.budget {
