@@ -1,10 +1,13 @@
 //! Running the program.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 use tempfile::TempDir;
 
 /// Longer than anything here takes.
@@ -84,11 +87,14 @@ pub fn wait(child: &mut Child) -> ExitStatus {
     }
 }
 
-/// Reads until `text` has come; returns all that came.
-pub fn read_until(input: &mut impl Read, text: &str) -> String {
+/// Reads until `text` has come, at most [`LONG`] for each byte; returns all that came.
+pub fn read_until(input: &mut (impl Read + AsFd), text: &str) -> String {
+    let limit = Timespec { tv_sec: LONG.as_secs() as i64, tv_nsec: 0 };
     let mut all = Vec::new();
     let mut byte = [0];
     while !String::from_utf8_lossy(&all).contains(text) {
+        let ready = poll(&mut [PollFd::new(&*input, PollFlags::IN)], Some(&limit)).expect("poll");
+        assert!(ready == 1, "nothing more after {:?}", String::from_utf8_lossy(&all));
         match input.read(&mut byte) {
             Ok(1) => all.push(byte[0]),
             other => panic!("{other:?} after {:?}", String::from_utf8_lossy(&all)),

@@ -57,9 +57,10 @@ fn keys_reach_the_guest_as_they_are() {
     let mut child = terminal.start(&kernel);
     read_until(&mut terminal.user, ".");
     // Ctrl-C is the guest's, Ctrl-A Ctrl-A a Ctrl-A, Ctrl-A H is help.
-    send(&mut terminal.user, b"a\x03b\x01\x01c\x01h");
+    send(&mut terminal.user, b"a\x03b\x01\x01c");
     read_until(&mut terminal.user, "a\x03b\x01c");
-    read_until(&mut terminal.user, "end the VM");
+    send(&mut terminal.user, b"\x01h");
+    read_until(&mut terminal.user, "this help");
     send(&mut terminal.user, b"q");
     assert_eq!(wait(&mut child).code(), Some(0));
     assert!(!terminal.is_raw());
