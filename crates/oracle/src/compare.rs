@@ -54,7 +54,7 @@ pub fn compare(case: &Case, native: &Observation, subject: &Observation) -> Vec<
         return differences;
     }
     let (mut native, mut subject) = (native.clone(), subject.clone());
-    leeway::forgive(&mut native, &mut subject);
+    leeway::forgive(case, &mut native, &mut subject);
     compare_strictly(case, &native, &subject)
 }
 

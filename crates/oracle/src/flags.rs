@@ -1,8 +1,9 @@
 //! Which flags an instruction sequence leaves undefined.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 use x86::cr::rflags;
 
+use crate::case::FILL;
 use crate::policy;
 
 /// RFLAGS bits for the decoder's flag bits.
@@ -31,7 +32,7 @@ impl UndefinedFlags {
     /// Follows the instructions in `code`, which lies at `address`; `None` when one of them reads
     /// a flag that may be undefined, so that the results cannot be compared.
     pub fn follow(code: &[u8], address: u64) -> Option<Self> {
-        let instructions = decode_at(code, address);
+        let instructions = policy::decode_all(code, address);
         let everywhere = if instructions.iter().any(policy::is_branch) {
             Some(undefined_everywhere(code, address, &instructions)?)
         } else {
@@ -71,17 +72,15 @@ fn undefined_everywhere(code: &[u8], address: u64, instructions: &[Instruction])
         undefined |= left_undefined(instruction);
     };
     if may_lead_into_an_instruction(instructions) {
+        let mut padded = code.to_vec();
+        padded.extend([FILL; policy::LONGEST]);
         for at in 0..code.len() {
-            decode_at(&code[at..], address + at as u64).iter().for_each(&mut add);
+            add(&policy::decode(&padded[at..], address + at as u64));
         }
     } else {
         instructions.iter().for_each(&mut add);
     }
     (read & undefined == 0).then_some(undefined)
-}
-
-fn decode_at(code: &[u8], address: u64) -> Vec<Instruction> {
-    Decoder::with_ip(64, code, address, DecoderOptions::NONE).into_iter().collect()
 }
 
 /// Flags that an instruction leaves undefined. The decoder knows the count of RCL and RCR modulo

@@ -4,10 +4,11 @@
 //! that respect; what else differs is still found.
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
-use x86::exception::vector;
+use x86::exception::{pf, vector};
 use x86::gpr;
 
-use crate::case::Observation;
+use crate::case::{Case, Fault, Observation};
+use crate::generate::decode_all;
 use crate::image::CpuImage;
 use crate::layout::offset_of;
 use crate::policy;
@@ -17,54 +18,143 @@ const LARGEST_OPERAND: u64 = x86::xsave::AREA_SIZE as u64;
 /// Exception flags of MXCSR.
 const MXCSR_FLAGS: u32 = 0x3f;
 
-/// Makes `native` and `subject` equal where both are right.
-pub fn forgive(native: &mut Observation, subject: &mut Observation) {
-    if !matches!(native.fault.vector, vector::SS..=vector::PF | vector::AC) {
-        return;
+/// Makes `native` and `subject`, which started from `case`, equal where both are right.
+pub fn forgive(case: &Case, native: &mut Observation, subject: &mut Observation) {
+    if decode_all(case).iter().any(|i| i.code().is_string_instruction() && is_narrow(i)) {
+        forgive_upper_halves(native, subject);
     }
     let Some(instruction) = faulting_instruction(native) else { return };
+    if instruction.is_invalid() {
+        forgive_fetch(native, subject);
+    }
+    match native.fault.vector {
+        vector::XM => forgive_later_flags(&instruction, native, subject),
+        vector::DB if instruction.is_vsib() => forgive_trap(native, subject),
+        _ => {}
+    }
+    if !is_operand_fault(native) {
+        return;
+    }
     match instruction.mnemonic() {
         M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => forgive_order(native, subject),
-        M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => {
+        M::Maskmovdqu | M::Vmaskmovdqu => forgive_masked(&instruction, native, subject),
+        M::Maskmovq => {
             forgive_masked(&instruction, native, subject);
+            forgive_early_mmx(native, subject);
+        }
+        M::Movd | M::Movq | M::Movntq if instruction.op1_register().is_mm() => {
+            forgive_early_mmx(native, subject);
         }
         M::Vcvtps2ph => forgive_early_flags(native, subject),
-        M::Fxsave | M::Fxsave64 | M::Fnsave | M::Fnstenv | M::Fbstp | M::Xsave | M::Xsave64 => {
+        M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => {
+            forgive_place(native, subject);
+        }
+        M::Fnsave | M::Fnstenv | M::Fbstp | M::Fstp => {
             forgive_place(native, subject);
             forgive_partial_store(&instruction, native, subject);
         }
-        M::Fxrstor | M::Fxrstor64 | M::Frstor | M::Fldenv | M::Xrstor | M::Xrstor64 => {
+        M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64 => {
+            forgive_misalignment(native, subject);
+            forgive_place(native, subject);
+            forgive_partial_store(&instruction, native, subject);
+        }
+        M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 => {
+            forgive_misalignment(native, subject);
             forgive_place(native, subject);
         }
+        M::Frstor | M::Fldenv => forgive_place(native, subject),
         _ if instruction.is_vsib() => forgive_gather(&instruction, native, subject),
         _ => {}
     }
-    if instruction.code().is_string_instruction() && is_narrow(&instruction) {
-        forgive_upper_halves(native, subject);
-    }
+}
+
+/// #SS, #GP, #PF or #AC.
+fn is_operand_fault(observation: &Observation) -> bool {
+    matches!(observation.fault.vector, vector::SS..=vector::PF | vector::AC)
 }
 
 /// The instruction that RIP points to, from the memory at the end: it may have been changed.
 fn faulting_instruction(native: &Observation) -> Option<Instruction> {
-    let at = offset_of(native.image.rip)?;
-    let end = (at + 15).min(native.memory.len());
-    let mut instruction = policy::decode(&native.memory[at..end]);
-    instruction.set_ip(native.image.rip);
-    Some(instruction)
+    let rip = native.image.rip;
+    let bytes: Vec<u8> = (0..policy::LONGEST as u64)
+        .map_while(|at| offset_of(rip.wrapping_add(at)))
+        .map(|offset| native.memory[offset])
+        .collect();
+    (!bytes.is_empty()).then(|| policy::decode(&bytes, rip))
 }
 
-/// CMPS may read its operands in either order: where both fault, either fault is right.
-fn forgive_order(native: &Observation, subject: &mut Observation) {
-    if matches!(subject.fault.vector, vector::SS..=vector::PF | vector::AC) {
+/// Not the maker's choice but ours: with unmasked overflow or underflow PE tells whether the result
+/// was exact but for its exponent, and DPPS and DPPD stop before their additions; an engine that
+/// computes with masked exceptions does not know.
+fn forgive_later_flags(instruction: &Instruction, native: &Observation, subject: &mut Observation) {
+    const UNDERFLOW_OVERFLOW: u32 = 1 << 4 | 1 << 3;
+    const INEXACT: u32 = 1 << 5;
+    let theirs = native.image.mxcsr();
+    let unmasked = theirs & !(theirs >> 7) & UNDERFLOW_OVERFLOW != 0;
+    let later = match instruction.mnemonic() {
+        M::Dpps | M::Dppd | M::Vdpps | M::Vdppd => MXCSR_FLAGS,
+        _ if unmasked => INEXACT,
+        _ => return,
+    };
+    subject.image.set_mxcsr(subject.image.mxcsr() & !later | theirs & later);
+}
+
+/// A gather that is single-stepped and faults may deliver the trap of an element already gathered
+/// in the fault's stead (SDM vol. 2, VGATHERDPS).
+fn forgive_trap(native: &Observation, subject: &mut Observation) {
+    if is_operand_fault(subject) && subject.image.rip == native.image.rip {
+        *subject = native.clone();
+    }
+}
+
+/// An illegal or overlong instruction may be known as such before all of its bytes have been
+/// fetched.
+fn forgive_fetch(native: &Observation, subject: &mut Observation) {
+    let is_fetch = |fault: Fault| fault.vector == vector::PF && fault.error_code & pf::FETCH != 0;
+    let is_illegal = |fault: Fault| matches!(fault.vector, vector::UD | vector::GP);
+    let pair = [native.fault, subject.fault];
+    if pair.into_iter().any(is_fetch) && pair.into_iter().any(is_illegal) {
         subject.fault = native.fault;
     }
 }
 
-/// The address of a page fault may be that of any byte of a large operand on the page.
+/// A misaligned FXSAVE or XSAVE area raises #GP, or #AC where alignment is checked (SDM vol. 2,
+/// FXSAVE).
+fn forgive_misalignment(native: &Observation, subject: &mut Observation) {
+    if [native.fault.vector, subject.fault.vector] == [vector::AC, vector::GP] {
+        subject.fault = native.fault;
+    }
+}
+
+/// A store of an MMX register may have entered MMX mode (TOP zero, all tags valid) when its store faults.
+fn forgive_early_mmx(native: &Observation, subject: &mut Observation) {
+    const STATUS_AND_TAGS: usize = 2;
+    const REGISTERS: usize = 32;
+    subject.image.put(STATUS_AND_TAGS, &native.image.get::<3>(STATUS_AND_TAGS));
+    subject.image.put(REGISTERS, &native.image.get::<128>(REGISTERS));
+}
+
+/// CMPS may read its operands in either order: where both fault, either fault is right.
+fn forgive_order(native: &Observation, subject: &mut Observation) {
+    if is_operand_fault(subject) {
+        subject.fault = native.fault;
+    }
+}
+
+/// The address of a page fault may be that of any byte of a large operand. Across the
+/// canonical boundary the address or the canonicality may be checked first.
 fn forgive_place(native: &Observation, subject: &mut Observation) {
+    const CANONICAL_END: u64 = 1 << 47;
+    let at_boundary = |o: &Observation| {
+        o.fault.vector != vector::PF || CANONICAL_END.abs_diff(o.fault.address) < LARGEST_OPERAND
+    };
+    if is_operand_fault(subject) && at_boundary(native) && at_boundary(subject) {
+        subject.fault = native.fault;
+    }
+    let are_page_faults = [native, &*subject].iter().all(|o| o.fault.vector == vector::PF);
     let distance = native.fault.address.abs_diff(subject.fault.address);
-    if distance < LARGEST_OPERAND {
-        subject.fault.address = native.fault.address;
+    if are_page_faults && distance < LARGEST_OPERAND {
+        subject.fault = native.fault;
     }
 }
 
@@ -75,8 +165,12 @@ fn forgive_partial_store(
     subject: &mut Observation,
 ) {
     let Some(start) = operand_address(instruction, &native.image) else { return };
-    for address in start..start.saturating_add(LARGEST_OPERAND) {
-        if let Some(offset) = offset_of(address) {
+    let size = match instruction.memory_size().size() as u64 {
+        0 => LARGEST_OPERAND,
+        size => size,
+    };
+    for byte in 0..size {
+        if let Some(offset) = offset_of(start.wrapping_add(byte)) {
             subject.memory[offset] = native.memory[offset];
         }
     }
@@ -114,18 +208,20 @@ fn forgive_early_flags(native: &Observation, subject: &mut Observation) {
 }
 
 /// A repeated string instruction with 32-bit addresses may have cleared the upper halves of its
-/// registers when it faults in its first iteration.
+/// registers when it faults in its first iteration, or makes none.
 fn forgive_upper_halves(native: &Observation, subject: &mut Observation) {
     for register in [gpr::RCX, gpr::RSI, gpr::RDI] {
         let (theirs, ours) = (native.image.gpr[register], subject.image.gpr[register]);
-        if theirs as u32 == ours as u32 {
+        let is_cleared = theirs >> 32 == 0 || ours >> 32 == 0;
+        if theirs as u32 == ours as u32 && is_cleared {
             subject.image.gpr[register] = theirs;
         }
     }
 }
 
-/// A gather that faults has completed all elements below the faulting one; of those above, any; in
-/// the mask only the sign bits of elements count (SDM vol. 2, VGATHERDPS).
+/// A gather that faults has completed all elements below the faulting one; of those above, any, and
+/// it may have cleared what lies above all elements; in the mask only the sign bits of elements
+/// count (SDM vol. 2, VGATHERDPS).
 fn forgive_gather(instruction: &Instruction, native: &mut Observation, subject: &mut Observation) {
     let (result, mask) = (instruction.op0_register(), instruction.op2_register());
     let size = instruction.memory_size().size().max(4);
@@ -141,7 +237,7 @@ fn forgive_gather(instruction: &Instruction, native: &mut Observation, subject: 
         }
         set_bytes(&mut observation.image, mask, bytes);
         let mut bytes = bytes_of(&observation.image, result);
-        bytes[done * size..lanes * size].fill(0);
+        bytes[done * size..].fill(0);
         set_bytes(&mut observation.image, result, bytes);
     }
 }

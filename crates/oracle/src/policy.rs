@@ -11,7 +11,7 @@ use crate::case::FILL;
 use crate::native::choices;
 
 /// Longest instruction.
-const LONGEST: usize = 15;
+pub const LONGEST: usize = 15;
 
 /// Features of the profile `v3` with its accelerators whose instructions are compared.
 fn is_compared(feature: CpuidFeature) -> bool {
@@ -121,7 +121,7 @@ pub fn allows_bytes(bytes: &[u8], rcx: u64) -> bool {
         return true;
     }
     while at < bytes.len() {
-        let instruction = decode(&padded[at..]);
+        let instruction = decode(&padded[at..], 0);
         if !allows_first(&padded[at..], &instruction, count) {
             return false;
         }
@@ -129,7 +129,7 @@ pub fn allows_bytes(bytes: &[u8], rcx: u64) -> bool {
         count = None;
         at += instruction.len().max(1);
     }
-    let allows_at = |at: usize| allows_first(&padded[at..], &decode(&padded[at..]), None);
+    let allows_at = |at: usize| allows_first(&padded[at..], &decode(&padded[at..], 0), None);
     !has_branches || (0..bytes.len()).all(allows_at)
 }
 
@@ -149,7 +149,7 @@ pub fn saves_extended_state(bytes: &[u8]) -> bool {
 /// Whether `instruction`, the first one of `bytes`, can be compared; `rcx` if it is known.
 fn allows_first(bytes: &[u8], instruction: &Instruction, rcx: Option<u64>) -> bool {
     if instruction.code() == Code::INVALID {
-        return !may_be_newer(bytes);
+        return !is_unknowable(bytes);
     }
     allows(instruction.code())
         && !has_undefined_result(instruction, rcx)
@@ -163,16 +163,32 @@ pub fn is_branch(instruction: &Instruction) -> bool {
     !matches!(flow, F::Next | F::Interrupt | F::Exception)
 }
 
-/// The first instruction of `bytes`.
-pub fn decode(bytes: &[u8]) -> Instruction {
-    Decoder::new(64, bytes, DecoderOptions::NONE).decode()
+/// The first instruction of `bytes`, which lie at `address`.
+pub fn decode(bytes: &[u8], address: u64) -> Instruction {
+    Decoder::with_ip(64, bytes, address, DecoderOptions::NONE).decode()
 }
 
-/// An invalid encoding that a newer CPU than the decoder may know: EVEX (AVX10, APX) and REX2.
-fn may_be_newer(bytes: &[u8]) -> bool {
+/// The instructions of `code`, which lies at `address`, one after the other. A truncated last one
+/// goes on in the INT3s that follow code.
+pub fn decode_all(code: &[u8], address: u64) -> Vec<Instruction> {
+    let mut padded = code.to_vec();
+    padded.extend([FILL; LONGEST]);
+    let mut instructions = Vec::new();
+    let mut at = 0;
+    while at < code.len() {
+        let instruction = decode(&padded[at..], address.wrapping_add(at as u64));
+        at += instruction.len().max(1);
+        instructions.push(instruction);
+    }
+    instructions
+}
+
+/// An invalid encoding that a newer CPU than the decoder may know, EVEX (AVX10, APX) and REX2, or
+/// that may reach a hypervisor below the host, such as VMCALL with an ignored prefix.
+fn is_unknowable(bytes: &[u8]) -> bool {
     let is_prefix = |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
-    let first = bytes.iter().find(|b| !is_prefix(b));
-    matches!(first, Some(0x62 | 0xd5))
+    let opcode = bytes.iter().position(|b| !is_prefix(b)).map_or(&[][..], |at| &bytes[at..]);
+    matches!(opcode, [0x62 | 0xd5, ..] | [0x0f, 0x01, 0xc0..=0xff, ..])
 }
 
 /// SHLD and SHRD of 16 bits with a count above 16: result and flags are undefined (SDM vol. 2).

@@ -40,7 +40,7 @@ impl fmt::Display for Finding {
         for instruction in decode_all(&self.case) {
             let mut text = String::new();
             formatter.format(&instruction, &mut text);
-            let bytes = &code[at..at + instruction.len()];
+            let bytes = &code[at..code.len().min(at + instruction.len())];
             at += instruction.len();
             let hex: String = bytes.iter().map(|byte| format!("{byte:02x} ")).collect();
             writeln!(f, "  {:x}: {hex:<32} {text}", instruction.ip())?;

@@ -45,11 +45,11 @@ impl Builder<'_> {
             header[wrong] |= random_bit(self.random.below(64)) & !HOST_COMPONENTS;
         }
         for (at, word) in (0_u64..).zip(header) {
-            self.pokes.push((area + xsave::XSTATE_BV as u64 + at * 8, word));
+            self.pokes.push((area.wrapping_add(xsave::XSTATE_BV as u64 + at * 8), word));
         }
         if self.random.percent(80) {
             let mxcsr = registers::mxcsr(self.random);
-            self.pokes.push((area + xsave::MXCSR as u64, mxcsr.into()));
+            self.pokes.push((area.wrapping_add(xsave::MXCSR as u64), mxcsr.into()));
         }
     }
 

@@ -12,7 +12,7 @@ pub(super) fn instructions(random: &mut Random) -> Vec<Vec<u8>> {
     let mut instructions = Vec::new();
     let mut rest = &bytes[..];
     while !rest.is_empty() {
-        let length = policy::decode(rest).len().clamp(1, rest.len());
+        let length = policy::decode(rest, 0).len().clamp(1, rest.len());
         let (first, others) = rest.split_at(length);
         instructions.push(first.to_vec());
         rest = others;

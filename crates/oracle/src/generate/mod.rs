@@ -13,7 +13,9 @@ mod operands;
 mod registers;
 mod table;
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, Mnemonic};
+use iced_x86::{Encoder, Instruction, Mnemonic};
+
+use x86::gpr;
 
 use crate::case::{Case, POOL};
 use crate::flags::UndefinedFlags;
@@ -57,15 +59,38 @@ impl Generator {
 pub(crate) fn is_comparable(case: &Case) -> bool {
     let code = case.code();
     !code.is_empty()
-        && policy::allows_bytes(&code, case.image.gpr[x86::gpr::RCX])
+        && policy::allows_bytes(&code, case.image.gpr[gpr::RCX])
         && UndefinedFlags::follow(&code, case.image.rip).is_some()
+        && !copies_between_windows(case)
+        && !repeats_over_itself(case)
         && (!policy::saves_extended_state(&code) || extended::is_in_use(&case.image))
+}
+
+/// Whether a repeated MOVS could overlap itself by way of the other window: the CPU may then copy
+/// in pieces of any size, because the linear addresses do not overlap.
+fn copies_between_windows(case: &Case) -> bool {
+    let [source, target] = [gpr::RSI, gpr::RDI].map(|register| case.image.gpr[register]);
+    let other = |address: u64| address.wrapping_sub(LOW).wrapping_add(HIGH);
+    let near = |a: u64, b: u64| a.abs_diff(b) < 2 * PAGE;
+    let aliased = near(other(source), target) || near(source, other(target));
+    aliased && decode_all(case).iter().any(|i| i.has_rep_prefix() && is_copy(i.mnemonic()))
+}
+
+/// Whether a repeated string instruction could overwrite itself: when that takes effect depends on
+/// how many bytes the CPU stores at a time.
+fn repeats_over_itself(case: &Case) -> bool {
+    let in_page = |base: u64| (case.image.rip.wrapping_sub(base) / PAGE) == page::PATCHABLE;
+    let repeats = |i: &Instruction| i.has_rep_prefix() && i.code().is_string_instruction();
+    (in_page(LOW) || in_page(HIGH)) && decode_all(case).iter().any(repeats)
+}
+
+fn is_copy(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq)
 }
 
 /// The instructions of a case, decoded one after the other.
 pub fn decode_all(case: &Case) -> Vec<Instruction> {
-    let code = case.code();
-    Decoder::with_ip(64, &code, case.image.rip, DecoderOptions::NONE).into_iter().collect()
+    policy::decode_all(&case.code(), case.image.rip)
 }
 
 /// Puts one case together.
@@ -91,7 +116,7 @@ impl<'a> Builder<'a> {
             random,
             only,
             image,
-            pinned: 1 << x86::gpr::RSP,
+            pinned: 1 << gpr::RSP,
             pokes: Vec::new(),
             instructions: Vec::new(),
             at,
