@@ -32,6 +32,8 @@ pub(crate) const HOOKED: u8 = 1 << 2;
 pub(crate) struct Pages {
     state: Vec<AtomicU8>,
     code_version: Vec<AtomicU32>,
+    code_epoch: AtomicU64,
+    watch_epoch: AtomicU64,
     tracking: [AtomicU8; CONSUMERS],
     dirty: [Vec<AtomicU64>; CONSUMERS],
 }
@@ -42,6 +44,8 @@ impl Pages {
         Self {
             state: (0..count).map(|_| AtomicU8::new(0)).collect(),
             code_version: (0..count).map(|_| AtomicU32::new(0)).collect(),
+            code_epoch: AtomicU64::new(0),
+            watch_epoch: AtomicU64::new(0),
             tracking: Default::default(),
             dirty: [bitmap(), bitmap()],
         }
@@ -60,6 +64,7 @@ impl Pages {
         for state in &self.state {
             state.fetch_or(flag, Ordering::AcqRel);
         }
+        self.watch_epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Clears `flag`; whether it was set.
@@ -74,6 +79,17 @@ impl Pages {
 
     pub(crate) fn bump_code_version(&self, page: usize) {
         self.code_version[page].fetch_add(1, Ordering::AcqRel);
+        self.code_epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    #[inline]
+    pub(crate) fn code_epoch(&self) -> u64 {
+        self.code_epoch.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(crate) fn watch_epoch(&self) -> u64 {
+        self.watch_epoch.load(Ordering::Acquire)
     }
 
     pub(crate) fn mark_dirty(&self, page: usize) {
@@ -108,6 +124,7 @@ impl Pages {
                 pages.push(page);
             }
         }
+        self.watch_epoch.fetch_add(1, Ordering::AcqRel);
         pages
     }
 }

@@ -308,6 +308,26 @@ impl GuestRam {
         self.pages.code_version(at.page())
     }
 
+    /// How often a page that held code has been written; changes whenever some page's code version
+    /// does.
+    #[inline]
+    pub fn code_epoch(&self) -> u64 {
+        self.pages.code_epoch()
+    }
+
+    /// How often pages began to be watched by a dirty log or a write hook: who keeps addresses of
+    /// pages that it found quiet must look again when this has changed.
+    #[inline]
+    pub fn watch_epoch(&self) -> u64 {
+        self.pages.watch_epoch()
+    }
+
+    /// Host address of guest RAM, for the tables of translated code. It stays valid while the
+    /// GuestRam lives; using it is unsafe and must follow the rules of the crate's header.
+    pub fn host_window(&self) -> *mut u8 {
+        self.window.base()
+    }
+
     /// Starts or ends the dirty log of `consumer`; it begins empty.
     pub fn track_dirty(&self, consumer: DirtyConsumer, on: bool) {
         self.pages.track(consumer, on);

@@ -36,6 +36,11 @@ impl Window {
         Ok(Self { base, len })
     }
 
+    /// Host address of the first byte.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
