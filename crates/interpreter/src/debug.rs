@@ -1,6 +1,6 @@
-//! Debug registers: breakpoints on data and code, single-step (SDM vol. 3B 18.2, 18.3).
+//! Debug registers: breakpoints on data, ports and code, single-step (SDM vol. 3B 18.2, 18.3).
 
-use x86::cr::{dr, rflags};
+use x86::cr::{cr4, dr, rflags};
 use x86::exception::{Exception, vector};
 
 use crate::access::Linear;
@@ -9,6 +9,8 @@ use crate::cpu::{Cpu, Step};
 /// Kind of a breakpoint, DR7.R/W.
 const EXECUTE: u64 = 0;
 const WRITE: u64 = 1;
+/// With CR4.DE.
+const PORT: u64 = 2;
 const READ_WRITE: u64 = 3;
 
 impl Cpu {
@@ -16,6 +18,11 @@ impl Cpu {
     #[inline]
     pub(crate) fn steps_singly(&self) -> bool {
         self.system_flags & rflags::TF != 0 || self.dr7 & dr::DR7_ENABLES != 0
+    }
+
+    /// Whether a debug trap will follow the present instruction, were it complete.
+    pub(crate) fn has_pending_trap(&self) -> bool {
+        self.debug_trap != 0 || self.system_flags & rflags::TF != 0
     }
 
     /// DR6 bits of the breakpoints of `kinds` that `[address, address + size)` touches.
@@ -38,6 +45,13 @@ impl Cpu {
         }
         let kinds: &[u64] = if write { &[WRITE, READ_WRITE] } else { &[READ_WRITE] };
         self.debug_trap |= self.matching(at.address, size, kinds);
+    }
+
+    /// Remembers I/O breakpoints that a port access of `size` bytes touches.
+    pub(crate) fn note_port_access(&mut self, port: u16, size: u16) {
+        if self.dr7 & dr::DR7_ENABLES != 0 && self.cr4 & cr4::DE != 0 {
+            self.debug_trap |= self.matching(u64::from(port), u64::from(size), &[PORT]);
+        }
     }
 
     /// Raises #DB for a code breakpoint at `address`, unless RF is set.

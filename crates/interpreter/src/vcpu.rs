@@ -109,25 +109,35 @@ impl InterpreterVcpu {
 
     #[cold]
     fn boundary_slow(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
-        self.cpu.attention = false;
-        if self.cpu.mailbox.has_work() {
-            self.cpu.drain_mailbox();
+        loop {
+            self.cpu.attention = false;
+            if self.cpu.mailbox.has_work() {
+                self.cpu.drain_mailbox();
+            }
+            if self.retired >= self.next_clock || self.cpu.run_state != RunState::Running {
+                self.next_clock = self.retired + CLOCK_INTERVAL;
+                self.tick(bus);
+            }
+            if let Some(exit) = self.leave_reason() {
+                return Some(exit);
+            }
+            if self.cpu.run_state != RunState::Running
+                && let Some(exit) = self.sleep(bus)
+            {
+                return Some(exit);
+            }
+            let shadowed = self.cpu.shadow != Shadow::None;
+            self.cpu.deliver_pending(bus);
+            let waits = self.cpu.has_blocked_event();
+            self.cpu.attention |= waits || self.cpu.shutdown;
+            if !(shadowed && waits) {
+                return None;
+            }
+            // What STI or MOV SS held off is due behind the one instruction that follows, which
+            // may close the window again.
+            let (linear, _) = self.code_address();
+            self.execute_singly(bus, linear);
         }
-        if self.retired >= self.next_clock || self.cpu.run_state != RunState::Running {
-            self.next_clock = self.retired + CLOCK_INTERVAL;
-            self.tick(bus);
-        }
-        if let Some(exit) = self.leave_reason() {
-            return Some(exit);
-        }
-        if self.cpu.run_state != RunState::Running
-            && let Some(exit) = self.sleep(bus)
-        {
-            return Some(exit);
-        }
-        self.cpu.deliver_pending(bus);
-        self.cpu.attention |= self.cpu.has_blocked_event() || self.cpu.shutdown;
-        None
     }
 
     fn tick(&mut self, bus: Bus<'_>) {
@@ -195,12 +205,7 @@ impl InterpreterVcpu {
     /// be looked at.
     #[inline(always)]
     pub(crate) fn execute(&mut self, bus: Bus<'_>, limit: usize) {
-        let cs = self.cpu.segment[seg::CS];
-        let rip = self.cpu.rip();
-        let (linear, plain) = match self.cpu.code_size {
-            CodeSize::Bits64 => (rip, true),
-            _ => (cs.base.wrapping_add(rip) & 0xffff_ffff, cs.limit == 0xffff_ffff),
-        };
+        let (linear, plain) = self.code_address();
         if !plain || self.cpu.steps_singly() {
             return self.execute_singly(bus, linear);
         }
@@ -216,6 +221,17 @@ impl InterpreterVcpu {
         ops = &ops[..ops.len().min(limit)];
         let (executed, _) = run_ops(&mut self.cpu, ops, bus);
         self.count(executed);
+    }
+
+    /// Linear address of the next instruction, and whether code there meets no limit.
+    #[inline(always)]
+    fn code_address(&self) -> (u64, bool) {
+        let cs = &self.cpu.segment[seg::CS];
+        let rip = self.cpu.rip();
+        match self.cpu.code_size {
+            CodeSize::Bits64 => (rip, true),
+            _ => (cs.base.wrapping_add(rip) & 0xffff_ffff, cs.limit == 0xffff_ffff),
+        }
     }
 
     /// An instruction could not even be fetched. It counts, so that a guest that jumped into
@@ -250,8 +266,13 @@ impl InterpreterVcpu {
             Err(_) => return self.fetch_faulted(bus),
         };
         self.cpu.step_suppressed = false;
+        let held_off = self.cpu.debug_trap;
         let (executed, completed) = run_ops(&mut self.cpu, std::slice::from_ref(&op), bus);
         self.count(executed);
+        if !completed {
+            // What a faulting instruction has touched is touched again when it is restarted.
+            self.cpu.debug_trap = held_off;
+        }
         if stepping && completed && !self.cpu.step_suppressed {
             // MOV SS holds the trap off; the next instruction gives its own.
             if self.cpu.shadow != Shadow::MovSs {

@@ -26,11 +26,17 @@ impl Cpu {
     }
 
     /// Permission to use a port: CPL <= IOPL, else the TSS's I/O bitmap (SDM vol. 1 19.5.2).
+    /// A permitted access is noted for I/O breakpoints.
     pub(crate) fn check_port(&mut self, bus: Bus<'_>, port: u16, bytes: u16) -> Step {
         let virtual_8086 = self.system_flags & rflags::VM != 0;
-        if !virtual_8086 && self.cpl <= self.iopl() {
-            return Ok(());
+        if virtual_8086 || self.cpl > self.iopl() {
+            self.check_port_bitmap(bus, port, bytes)?;
         }
+        self.note_port_access(port, bytes);
+        Ok(())
+    }
+
+    fn check_port_bitmap(&mut self, bus: Bus<'_>, port: u16, bytes: u16) -> Step {
         // Only the 32- and 64-bit TSS has a bitmap.
         let limit = u64::from(self.tr.limit);
         self.require(self.tr.present() && self.tr.kind() & 8 != 0 && limit >= 103)?;
