@@ -2,7 +2,8 @@
 //!
 //! Every entry of `guests/programs` (`name.rs` or `name/main.rs`) becomes one
 //! ELF file in OUT_DIR, linked with the kit by `guests/link.ld`. Its path is
-//! exported as `GUEST_<NAME>`, and `guests.rs` in OUT_DIR lists all of them.
+//! exported as `GUEST_<NAME>`, and `guests.rs` in OUT_DIR lists all of them;
+//! `each_program.rs` has the macro `each_program!`, which makes a test of each.
 //! The programs are built by plain rustc for the host's target, since that is
 //! the only target whose `core` is installed everywhere.
 
@@ -61,6 +62,16 @@ fn main() {
     }
     list.push_str("]\n");
     fs::write(out.join("guests.rs"), list).expect("OUT_DIR is writable");
+    fs::write(out.join("each_program.rs"), each_program(&programs)).expect("OUT_DIR is writable");
+}
+
+/// The macro `each_program!(run)`: a test for each program, which calls `run` with its name.
+fn each_program(programs: &[(String, PathBuf)]) -> String {
+    let tests = programs.iter().map(|(name, _)| {
+        format!("        #[test]\n        fn {name}() {{\n            $run({name:?});\n        }}\n")
+    });
+    let tests: String = tests.collect();
+    format!("macro_rules! each_program {{\n    ($run:expr) => {{\n{tests}    }};\n}}\n")
 }
 
 fn var(name: &str) -> String {

@@ -1,0 +1,88 @@
+//! Stock kernels, and initramfs with a script as `/init`.
+//!
+//! Kernels and busybox come from the host's package sources and are kept in the image store: the
+//! first test run needs the network. Without it, tests that need them say so on standard error and
+//! do nothing else.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use images::initramfs::{Builder, Compression};
+use images::kernels::{self, Flavour};
+use images::{Silent, Store};
+use lifecycle::BootFiles;
+
+/// One download at a time: the tests of a process wait for each other instead of for the lock.
+static FETCHING: Mutex<()> = Mutex::new(());
+
+/// How a kernel is handed to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As it is shipped: enters in 64-bit mode and unpacks itself.
+    BzImage,
+    /// The ELF file inside, entered through its PVH note in 32-bit mode.
+    Pvh,
+}
+
+/// The beginning of every `/init`: file systems, commands by name, and a line for the test.
+const PROLOGUE: &str = "#!/bin/sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mkdir -p /proc /sys /dev
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t devtmpfs none /dev 2>/dev/null
+echo GUEST-UP $(uname -r)
+";
+
+/// A stock kernel in this form and an initramfs that runs the shell commands `script` after
+/// printing `GUEST-UP`; then it powers off. `None` where they are not to be had, after saying so.
+pub fn boot_files(flavour: Flavour, form: Form, script: &str) -> Option<BootFiles> {
+    let kernel = kernel(flavour, form)?;
+    let initrd = initramfs(script)?;
+    Some(BootFiles::from_bytes(kernel, Some(initrd)).expect("a stock kernel is one"))
+}
+
+fn kernel(flavour: Flavour, form: Form) -> Option<Vec<u8>> {
+    let packed = fetched(flavour.package(), |store| kernels::fetch(flavour, store, &Silent))?;
+    Some(match form {
+        Form::BzImage => packed,
+        Form::Pvh => boot::vmlinux::extract(packed, flavour.package()).expect("a bzImage"),
+    })
+}
+
+fn initramfs(script: &str) -> Option<Vec<u8>> {
+    let busybox = fetched("busybox", |store| kernels::busybox(store, &Silent))?;
+    let init = format!("{PROLOGUE}{script}\necho GUEST-DOWN\npoweroff -f\nsleep 10\n");
+    let archive = Builder::new().busybox(&busybox).file("/init", 0o755, init);
+    // Uncompressed: unpacking is not what is tested.
+    Some(archive.finish(Compression::None).expect("fixed paths"))
+}
+
+/// The content of a file of the store, downloaded when it is missing.
+fn fetched(
+    what: &str,
+    fetch: impl FnOnce(&Store) -> images::Result<std::path::PathBuf>,
+) -> Option<Vec<u8>> {
+    let _one = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
+    match Store::open_default().and_then(|store| fetch(&store)) {
+        Ok(path) => Some(read(&path)),
+        Err(error) => {
+            skipped(&format!("{what} is not to be had: {error}"));
+            None
+        }
+    }
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Says on standard error, past the test harness, that the running test does nothing, and why.
+pub fn skipped(reason: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Nobody to tell when standard error is closed.
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+}

@@ -1,0 +1,53 @@
+//! Every bare-machine program of `guests/`, on every engine.
+//!
+//! A program tests what user mode cannot show and reports on the console; any check that fails
+//! fails its test. An engine is added by one line of [`corpus!`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::Engine;
+use lifecycle::{BootFiles, Outcome};
+use ringfence_tests::guests::{Oracle, all, judge, known_deviations};
+use ringfence_tests::vm::Setup;
+
+include!(concat!(env!("OUT_DIR"), "/each_program.rs"));
+
+/// A module of tests for each engine.
+macro_rules! corpus {
+    ($($name:ident: $engine:expr),+ $(,)?) => {$(
+        mod $name {
+            fn run(program: &str) {
+                super::run(program, std::sync::Arc::new($engine));
+            }
+
+            each_program!(run);
+        }
+    )+};
+}
+
+corpus! {
+    interpreter: interpreter::Interpreter::new(),
+}
+
+/// Far above what a program takes alone: the tests of a run share the host.
+const LIMIT: Duration = Duration::from_secs(120);
+/// What a program in which nothing failed writes to the debug-exit port.
+const SUCCESS: Outcome = Outcome::DebugExit(0);
+
+fn run(program: &str, engine: Arc<dyn Engine>) {
+    let (_, path) = all().iter().find(|(name, _)| *name == program).expect("a program");
+    let elf = std::fs::read(path).expect("the build script has built it");
+    let boot = BootFiles::from_bytes(elf, None).expect("an ELF file with a PVH note");
+    let guest = Setup::new(engine, 128, boot).debug_exit().start();
+    let outcome = guest.end(LIMIT);
+    let output = guest.text();
+    let verdict = judge(&output, &known_deviations(Oracle::Exact, program));
+    assert!(
+        verdict.is_success() && outcome == SUCCESS,
+        "{program}: {outcome}; {} passed\n{}\nthe console ends with\n{}",
+        verdict.passed,
+        verdict.failures.join("\n"),
+        guest.last_lines(),
+    );
+}
