@@ -10,11 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod input;
+mod interpreter_step;
 mod kernel_loader;
 mod page_walk;
 mod saved_state;
 
 pub use input::Input;
+pub use interpreter_step::interpreter_step;
 pub use kernel_loader::kernel_loader;
 pub use page_walk::page_walk;
 pub use saved_state::saved_state;
@@ -23,5 +25,9 @@ pub use saved_state::saved_state;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 3] =
-    [("kernel_loader", kernel_loader), ("page_walk", page_walk), ("saved_state", saved_state)];
+pub const TARGETS: [Target; 4] = [
+    ("interpreter_step", interpreter_step),
+    ("kernel_loader", kernel_loader),
+    ("page_walk", page_walk),
+    ("saved_state", saved_state),
+];

@@ -1,7 +1,7 @@
 //! Every fuzz target on seeded random inputs, for a few seconds on a stable compiler.
 //!
-//! A failure names its seed: `FUZZ_SEED=n cargo test -p fuzz-bodies` begins with that one. `FUZZ_INPUTS=n`
-//! chooses how many inputs each target gets.
+//! A failure names its seed: `FUZZ_SEED=n cargo test -p fuzz-bodies` begins with that one, and
+//! `FUZZ_INPUTS=n` chooses how many inputs each target gets.
 
 use std::env;
 use std::panic;
@@ -9,7 +9,7 @@ use std::panic;
 use fuzz_bodies::TARGETS;
 
 /// Inputs for each target.
-const INPUTS: u64 = 10_000;
+const INPUTS: u64 = 5_000;
 
 /// The longest input.
 const LONGEST: u64 = 2_048;
@@ -70,4 +70,4 @@ macro_rules! smoke_tests {
     };
 }
 
-smoke_tests!(kernel_loader, page_walk, saved_state);
+smoke_tests!(interpreter_step, kernel_loader, page_walk, saved_state);
