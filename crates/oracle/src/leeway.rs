@@ -37,8 +37,12 @@ pub fn forgive(case: &Case, native: &mut Observation, subject: &mut Observation)
     }
     match instruction.mnemonic() {
         M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => forgive_order(native, subject),
-        M::Maskmovdqu | M::Vmaskmovdqu => forgive_masked(&instruction, native, subject),
+        M::Maskmovdqu | M::Vmaskmovdqu => {
+            forgive_place(native, subject);
+            forgive_masked(&instruction, native, subject);
+        }
         M::Maskmovq => {
+            forgive_place(native, subject);
             forgive_masked(&instruction, native, subject);
             forgive_early_mmx(native, subject);
         }

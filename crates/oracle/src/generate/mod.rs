@@ -1,10 +1,11 @@
 //! Makes cases.
 //!
-//! An instruction form is drawn from the decoder's own table ([`table`]), its operands are chosen
-//! by their kinds ([`operands`]), registers and memory are then arranged so that operands lie where
-//! it is interesting ([`registers`], [`arrange`]), and the encoder writes the bytes. Some cases are
-//! random bytes instead ([`garbage`]). A case that contains, at any offset, an instruction that
-//! cannot be compared, or that reads undefined flags, is thrown away and another one is made.
+//! An instruction form is drawn from the decoder's own table (`table`), its operands are chosen by
+//! their kinds (`operands`), registers and memory are then arranged so that operands lie where it
+//! is interesting (`registers`, `arrange`), and the encoder writes the bytes. Some cases are random
+//! bytes instead (`garbage`), a few save or restore extended state (`extended`). A case that could
+//! execute an instruction that cannot be compared, or that reads undefined flags, is thrown away
+//! and another one is made.
 
 mod arrange;
 mod extended;
