@@ -10,7 +10,7 @@ use iced_x86::Mnemonic;
 use crate::case::{Case, Observation};
 use crate::compare::{Difference, compare};
 use crate::generate::{Generator, decode_all, is_comparable};
-use crate::native::{NativeError, NativeOutcome, NativeRunner, choices};
+use crate::native::{NativeError, NativeOutcome, NativeRunner, choices, is_mapped};
 use crate::report::Finding;
 use crate::shrink::shrink;
 use crate::subject::{Subject, SubjectError, SubjectOutcome};
@@ -74,7 +74,8 @@ pub struct Summary {
     pub budget_spent: u64,
     /// Cases discarded because they reached a system call.
     pub system_calls: u64,
-    /// Cases discarded because the host did not repeat its result, or its maker's choice differs
+    /// Cases discarded because the host did not repeat its result, because they hit upon memory
+    /// of the worker process, or because the maker's choice differs
     /// from the guest CPU's.
     pub unstable: u64,
     /// Cases discarded because they destroyed the worker process.
@@ -269,7 +270,9 @@ impl<S: Subject> Pair<'_, S> {
             }
         };
         let differences = compare(case, native, &subject);
-        if !differences.is_empty() && !self.repeats(case, native)? {
+        let is_faulty = !differences.is_empty()
+            && (is_mapped(subject.fault.address) || !self.repeats(case, native)?);
+        if is_faulty {
             summary.unstable += 1;
             return Ok(Vec::new());
         }
@@ -292,6 +295,7 @@ impl<S: Subject> Pair<'_, S> {
         let outcomes = self.native.run(std::slice::from_ref(case))?;
         let [NativeOutcome::Observed(native)] = &outcomes[..] else { return Ok(Vec::new()) };
         match self.subject.run(case, self.plan.budget)? {
+            SubjectOutcome::Observed(subject) if is_mapped(subject.fault.address) => Ok(Vec::new()),
             SubjectOutcome::Observed(subject) => Ok(compare(case, native, &subject)),
             SubjectOutcome::BudgetSpent => Ok(Vec::new()),
         }

@@ -29,7 +29,10 @@ pub fn forgive(case: &Case, native: &mut Observation, subject: &mut Observation)
     }
     match native.fault.vector {
         vector::XM => forgive_later_flags(&instruction, native, subject),
-        vector::DB if instruction.is_vsib() => forgive_trap(native, subject),
+        vector::DB if instruction.is_vsib() => {
+            forgive_trap(native, subject);
+            forgive_gather(&instruction, native, subject);
+        }
         _ => {}
     }
     if !is_operand_fault(native) {
@@ -80,11 +83,16 @@ fn is_operand_fault(observation: &Observation) -> bool {
 /// The instruction that RIP points to, from the memory at the end: it may have been changed.
 fn faulting_instruction(native: &Observation) -> Option<Instruction> {
     let rip = native.image.rip;
-    let bytes: Vec<u8> = (0..policy::LONGEST as u64)
-        .map_while(|at| offset_of(rip.wrapping_add(at)))
-        .map(|offset| native.memory[offset])
-        .collect();
+    let bytes = bytes_at(native, rip, policy::LONGEST);
     (!bytes.is_empty()).then(|| policy::decode(&bytes, rip))
+}
+
+/// Up to `count` bytes of memory from `address`, to the end of what is mapped.
+fn bytes_at(observation: &Observation, address: u64, count: usize) -> Vec<u8> {
+    (0..count as u64)
+        .map_while(|at| offset_of(address.wrapping_add(at)))
+        .map(|offset| observation.memory[offset])
+        .collect()
 }
 
 /// Not the maker's choice but ours: with unmasked overflow or underflow PE tells whether the result
@@ -112,14 +120,30 @@ fn forgive_trap(native: &Observation, subject: &mut Observation) {
 }
 
 /// An illegal or overlong instruction may be known as such before all of its bytes have been
-/// fetched.
+/// fetched; one that is both may raise #UD or #GP.
 fn forgive_fetch(native: &Observation, subject: &mut Observation) {
     let is_fetch = |fault: Fault| fault.vector == vector::PF && fault.error_code & pf::FETCH != 0;
     let is_illegal = |fault: Fault| matches!(fault.vector, vector::UD | vector::GP);
     let pair = [native.fault, subject.fault];
-    if pair.into_iter().any(is_fetch) && pair.into_iter().any(is_illegal) {
+    let early = pair.into_iter().any(is_fetch) && pair.into_iter().any(is_illegal);
+    let either = pair.into_iter().all(is_illegal) && is_illegal_when_short(native);
+    if early || either {
         subject.fault = native.fault;
     }
+}
+
+/// Whether the instruction at RIP is illegal even without the repeated prefixes that may make it
+/// too long.
+fn is_illegal_when_short(native: &Observation) -> bool {
+    let mut short: Vec<u8> = Vec::new();
+    for byte in bytes_at(native, native.image.rip, 2 * policy::LONGEST) {
+        let is_prefix =
+            matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+        if !(is_prefix && short.contains(&byte)) {
+            short.push(byte);
+        }
+    }
+    policy::decode(&short, native.image.rip).is_invalid()
 }
 
 /// A misaligned FXSAVE or XSAVE area raises #GP, or #AC where alignment is checked (SDM vol. 2,

@@ -16,6 +16,18 @@ pub fn host_has(feature: Feature) -> bool {
     answer.register(feature.register) >> feature.bit & 1 != 0
 }
 
+/// Whether `address` is mapped in this process, and thus, outside the windows, in its workers too:
+/// a case that hits upon such an address does not fault there.
+pub fn is_mapped(address: u64) -> bool {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return false };
+    maps.lines().any(|line| {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let Some((start, end)) = range else { return false };
+        let parse = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+        (parse(start)..parse(end)).contains(&address)
+    })
+}
+
 /// Behaviours that the architecture leaves to the maker. The guest's CPU is Intel's (profile `v3`
 /// with that vendor); on other hosts what differs is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

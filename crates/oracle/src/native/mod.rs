@@ -18,7 +18,7 @@ mod sandbox;
 mod shared;
 mod worker;
 
-pub use host::{Choices, choices, host_has};
+pub use host::{Choices, choices, host_has, is_mapped};
 pub use runner::NativeRunner;
 
 use crate::case::Observation;
