@@ -1,0 +1,80 @@
+//! The interpreter against the host CPU: generated instruction sequences run natively in a sealed
+//! process and on the interpreter, and everything must be equal (see the crate `oracle`).
+//!
+//! `ORACLE_CASES` (default 100,000) and `ORACLE_SEED` choose the cases; `ORACLE_CASE` runs a
+//! single one by its number. For millions of cases:
+//! `cargo run -p oracle --release --example hunt -- --cases 10000000 --seed N`.
+
+use interpreter::Interpreter;
+use oracle::{Case, Plan, Subject, SubjectError, SubjectOutcome, Summary, VcpuSubject, check};
+
+const SEED: u64 = 0x5269_6e67;
+const CASES: u64 = 100_000;
+
+/// A number from the environment, decimal or with `0x`.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    Some(parsed.unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+fn plan(cases: u64) -> Plan {
+    let plan = Plan::new(number("ORACLE_SEED").unwrap_or(SEED), cases);
+    match number("ORACLE_CASE") {
+        Some(case) => Plan { first: case, cases: 1, ..plan },
+        None => plan,
+    }
+}
+
+/// So few cases may be discarded that the others still say something.
+fn assert_is_broad(summary: &Summary, cases: u64) {
+    assert!(summary.discarded() * 50 < cases, "too many cases discarded: {summary}");
+    assert!(summary.mnemonics.len() > 800, "too few instructions: {summary}");
+    for vector in [0, 1, 3, 6, 12, 13, 14, 16, 17, 19] {
+        let count = summary.compared.get(&vector).copied().unwrap_or(0);
+        assert!(count * 2000 > cases, "vector {vector} is rare: {summary}");
+    }
+}
+
+#[test]
+fn the_interpreter_agrees_with_the_host() {
+    let engine = Interpreter::new();
+    let plan = plan(number("ORACLE_CASES").unwrap_or(CASES));
+    let (summary, findings) = check(&plan, || VcpuSubject::new(&engine)).unwrap();
+    eprintln!("{summary}");
+    for finding in &findings {
+        eprintln!("{finding}");
+    }
+    assert!(findings.is_empty(), "{} of {} cases differ", findings.len(), summary.total());
+    if plan.cases >= CASES {
+        assert_is_broad(&summary, plan.cases);
+    }
+}
+
+/// An interpreter that is wrong in one place.
+struct Wrong(VcpuSubject);
+
+impl Subject for Wrong {
+    fn run(&mut self, case: &Case, instructions: u64) -> Result<SubjectOutcome, SubjectError> {
+        let mut outcome = self.0.run(case, instructions)?;
+        if let SubjectOutcome::Observed(observation) = &mut outcome {
+            // The upper half of a register survives a 32-bit write that should clear it.
+            if observation.image.gpr[1] == u64::from(case.image.gpr[1] as u32) {
+                observation.image.gpr[1] = case.image.gpr[1];
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+#[test]
+fn a_wrong_interpreter_is_found_out() {
+    let engine = Interpreter::new();
+    let make = || Ok(Wrong(VcpuSubject::new(&engine)?));
+    let (_, findings) = check(&Plan { findings: 1, ..Plan::new(SEED, CASES) }, make).unwrap();
+    let text = findings.first().map(ToString::to_string).unwrap_or_default();
+    assert!(text.contains("-> rcx"), "not found out: {text}");
+}
