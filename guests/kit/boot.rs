@@ -22,6 +22,10 @@ use core::arch::global_asm;
 /// Physical address of the PVH start info.
 pub static START_INFO: Global<u32> = Global::new(0);
 
+/// What the PVH entry point found: EAX, EBX, CR0, CR4, EFLAGS, and the
+/// selectors CS, DS, ES, SS, TR.
+pub static ENTRY: Global<[u32; 10]> = Global::new([0; 10]);
+
 /// CR0 as the entry code sets it.
 pub const CR0: u64 = 0x8001_0033;
 /// CR4 as the entry code sets it.
@@ -32,7 +36,8 @@ pub const EFER: u64 = 0x901;
 /// The top-level page table.
 pub static PML4: Global<Frame4K> = Global::new(ZERO_FRAME);
 static PDPT: Global<Frame4K> = Global::new(ZERO_FRAME);
-static PAGE_DIRECTORIES: Global<[Frame4K; 4]> = Global::new([ZERO_FRAME; 4]);
+/// The four page directories for the first 4 GiB; PAE paging can use them too.
+pub static PAGE_DIRECTORIES: Global<[Frame4K; 4]> = Global::new([ZERO_FRAME; 4]);
 static BOOT_STACK: Global<[Frame4K; 8]> = Global::new([ZERO_FRAME; 8]);
 
 global_asm!(
@@ -49,10 +54,29 @@ global_asm!(
     .code32
     .globl pvh_start
 pvh_start:
-    cli
-    cld
     mov     esp, offset {stack} + 0x8000
     mov     ebp, ebx
+    mov     [{entry}], eax
+    mov     [{entry} + 4], ebx
+    mov     eax, cr0
+    mov     [{entry} + 8], eax
+    mov     eax, cr4
+    mov     [{entry} + 12], eax
+    pushfd
+    pop     eax
+    mov     [{entry} + 16], eax
+    mov     eax, cs
+    mov     [{entry} + 20], eax
+    mov     eax, ds
+    mov     [{entry} + 24], eax
+    mov     eax, es
+    mov     [{entry} + 28], eax
+    mov     eax, ss
+    mov     [{entry} + 32], eax
+    str     eax
+    mov     [{entry} + 36], eax
+    cli
+    cld
 
     // Top levels: user and writable everywhere, the last level decides.
     mov     dword ptr [{pml4}], offset {pdpt} + 7
@@ -130,6 +154,7 @@ long_start:
     ud2
     .text
 "#,
+    entry = sym ENTRY,
     stack = sym BOOT_STACK,
     pml4 = sym PML4,
     pdpt = sym PDPT,
