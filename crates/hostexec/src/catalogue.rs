@@ -105,6 +105,8 @@ fn legacy_unit(instruction: &Instruction) -> Unit {
         return Unit::X87;
     }
     match mnemonic {
+        // From memory there is no MMX operand: hosts neither wait nor turn to MMX.
+        Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd if !has_mm_register(instruction) => Unit::Sse,
         Mnemonic::Cvtpi2ps
         | Mnemonic::Cvtps2pi
         | Mnemonic::Cvttps2pi
@@ -200,6 +202,23 @@ pub fn alignment_required(instruction: &Instruction) -> Option<u32> {
         512 if aligned => Some(16),
         16 | 32 if aligned => u32::try_from(size).ok(),
         _ => None,
+    }
+}
+
+/// Alignment in bytes that alignment checking (#AC, Intel SDM vol. 3A, 6.15 table 6-7) asks of the
+/// memory operand; 1 if none. Operands of 16 bytes and more are not checked, nor are those of the
+/// half-precision conversions (vol. 2A, 2.4.11, exceptions type 11).
+pub(crate) fn checked_alignment(instruction: &Instruction) -> u32 {
+    if matches!(instruction.mnemonic(), Mnemonic::Vcvtph2ps | Mnemonic::Vcvtps2ph) {
+        return 1;
+    }
+    match memory_operand(instruction).size {
+        size @ (2 | 4 | 8) => size as u32,
+        10 => 8,
+        // The x87 environment and state, with 16- and 32-bit fields.
+        14 | 94 => 2,
+        28 | 108 => 4,
+        _ => 1,
     }
 }
 

@@ -185,6 +185,12 @@ impl ElementPlan {
         self.kind == Kind::Store
     }
 
+    /// Whether it is a gather: it may end between two elements, and goes on with those left.
+    #[must_use]
+    pub fn is_gather(&self) -> bool {
+        matches!(self.kind, Kind::Gather { .. })
+    }
+
     /// Whether element `i` is accessed.
     #[must_use]
     pub fn is_active(&self, i: usize) -> bool {

@@ -9,7 +9,9 @@ use std::fmt;
 
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
-use crate::catalogue::{Class, MemoryOperand, Unit, alignment_required, classify, memory_operand};
+use crate::catalogue::{
+    Class, MemoryOperand, Unit, alignment_required, checked_alignment, classify, memory_operand,
+};
 use crate::code_buffer::{CodeBuffer, Stub};
 use crate::control::Control;
 use crate::state::{MXCSR_MASK, bytes_at, offset};
@@ -118,6 +120,8 @@ pub struct HostOp {
     unit: Unit,
     /// log2 of the required alignment.
     alignment: u8,
+    /// log2 of the alignment for alignment checking.
+    checked_alignment: u8,
     writes_flags: bool,
     /// Where VCVTPS2PH puts its result.
     halves: Option<Halves>,
@@ -192,6 +196,24 @@ impl HostOp {
         1 << self.alignment
     }
 
+    /// Alignment of the memory operand in bytes without which #AC is raised while alignment
+    /// checking is on; 1 if there is none.
+    #[inline]
+    #[must_use]
+    pub fn checked_alignment(&self) -> u64 {
+        1 << self.checked_alignment
+    }
+
+    /// Whether the instruction stores a result whose computation can raise exceptions: they come
+    /// before the faults of the store, which happens after it has run. x87 stores and VCVTPS2PH.
+    #[inline]
+    #[must_use]
+    pub fn computes_before_store(&self) -> bool {
+        self.memory.write
+            && (self.halves.is_some()
+                || matches!(self.action, Action::X87(_)) && self.unit == Unit::X87)
+    }
+
     /// Whether a pending x87 exception is to be raised before the instruction
     /// and its memory accesses. [`Executor::run`] checks again.
     #[inline]
@@ -199,9 +221,13 @@ impl HostOp {
     pub fn waits_for_x87(&self) -> bool {
         match self.action {
             Action::Control(control) => control.waits_for_x87(),
-            Action::Exact(_) | Action::Float(_) => false,
-            Action::X87(_) | Action::X87Float(_) => true,
+            _ => self.uses_x87_registers(),
         }
+    }
+
+    /// Whether the stub exchanges the whole x87 state.
+    fn uses_x87_registers(&self) -> bool {
+        matches!(self.action, Action::X87(_) | Action::X87Float(_))
     }
 }
 
@@ -268,6 +294,7 @@ impl Executor {
             memory: memory_operand(instruction),
             unit: class.unit(),
             alignment: alignment_required(instruction).map_or(0, |bytes| bytes.ilog2() as u8),
+            checked_alignment: checked_alignment(instruction).ilog2() as u8,
             writes_flags: false,
             halves: Halves::of(instruction),
         };
@@ -376,7 +403,7 @@ impl Executor {
         let attempt = |mxcsr: u32, context: &mut Context<'_>| {
             (*context.state, *context.gprs, *context.rflags) = before.clone();
             context.state.put_u32(offset::MXCSR, (mxcsr | ALL_MASKED) & !flag::ALL);
-            let raised = if op.waits_for_x87() {
+            let raised = if op.uses_x87_registers() {
                 self.call_x87(op, stub, context)
             } else {
                 self.call(op, stub, context)
@@ -402,7 +429,8 @@ impl Executor {
             raised = (raised & flag::UNDERFLOW) | attempt(mxcsr & !FLUSH_TO_ZERO, context);
         }
         // Conversions to MMX registers turn to MMX even if they fault.
-        let mmx = op.waits_for_x87() && context.state.top() == 0 && context.state.ftw() == 0xff;
+        let mmx =
+            op.uses_x87_registers() && context.state.top() == 0 && context.state.ftw() == 0xff;
         (*context.state, *context.gprs, *context.rflags) = before;
         if mmx {
             context.state.begin_mmx();

@@ -188,20 +188,6 @@ impl Cpu {
         self.locate(at, len, Use::Write, self.mode).map(|_| ())
     }
 
-    /// #AC for the memory operand of a vector instruction; those wider than 8 bytes have alignment
-    /// rules of their own.
-    pub(crate) fn check_vector_alignment(&mut self, at: Linear, size: u64) -> Step {
-        let alignment = match size {
-            1..=8 => size,
-            10 => 8,
-            // The x87 environment and state images, with 16- and 32-bit fields.
-            14 | 94 => 2,
-            28 | 108 => 4,
-            _ => return Ok(()),
-        };
-        self.check_alignment(at, alignment, self.mode)
-    }
-
     #[cold]
     pub(crate) fn read_slow(
         &mut self,
@@ -369,6 +355,11 @@ impl Cpu {
             self.stop = Some(cause);
             self.leave_block = true;
         }
+    }
+
+    /// #AC for an operand of vector or x87 instructions that is not aligned to `alignment`.
+    pub(crate) fn check_operand_alignment(&mut self, at: Linear, alignment: u64) -> Step {
+        self.check_alignment(at, alignment, self.mode)
     }
 
     /// #AC for a misaligned access at CPL 3 with CR0.AM and RFLAGS.AC.

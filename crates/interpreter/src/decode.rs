@@ -45,10 +45,7 @@ pub(crate) fn decode(cpu: &mut Cpu, bytes: &[u8]) -> Result<Decoded, HostExecErr
     let instruction = decoder.decode();
     match decoder.last_error() {
         DecoderError::None => {}
-        DecoderError::NoMoreBytes if window.len() < MAX_LENGTH => return Ok(Decoded::Truncated),
-        DecoderError::NoMoreBytes => {
-            return Ok(Decoded::Op(Op::bare(system::too_long, MAX_LENGTH), Flow::Ends));
-        }
+        DecoderError::NoMoreBytes => return Ok(Decoded::Truncated),
         _ if is_too_long(cpu, window) => {
             return Ok(Decoded::Op(Op::bare(system::too_long, MAX_LENGTH), Flow::Ends));
         }
@@ -63,24 +60,44 @@ pub(crate) fn decode(cpu: &mut Cpu, bytes: &[u8]) -> Result<Decoded, HostExecErr
     Ok(Decoded::Op(op, flow))
 }
 
-/// Whether what the decoder refused is an instruction that repeats prefixes beyond the length
-/// limit: without the repetition it needs more bytes than there are.
+/// Whether what the decoder refused needs more bytes than an instruction may have. The decoder does
+/// not tell that from an illegal instruction when it has all 15 bytes; so it gets them again without
+/// the prefixes that do not change the length.
 fn is_too_long(cpu: &Cpu, window: &[u8]) -> bool {
-    const PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
-    let count = window.iter().take_while(|byte| PREFIXES.contains(byte)).count();
-    if window.len() < MAX_LENGTH || count < 2 {
+    if window.len() < MAX_LENGTH {
         return false;
     }
+    let is_rex = |byte: u8| cpu.code_size == CodeSize::Bits64 && byte & 0xf0 == 0x40;
+    // The last of REPNE and REP selects an opcode.
+    let group = |byte: u8| if byte == 0xf2 { 0xf3 } else { byte };
+    let selects = |byte: u8| matches!(group(byte), 0x66 | 0x67 | 0xf3);
+    let is_inert = |byte: u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0);
+    let is_prefix = |byte: u8| is_rex(byte) || selects(byte) || is_inert(byte);
+    let count = window.iter().take_while(|byte| is_prefix(**byte)).count();
+    let (prefixes, rest) = window.split_at(count);
     let mut condensed: Vec<u8> = Vec::with_capacity(MAX_LENGTH);
-    for (index, prefix) in window[..count].iter().enumerate() {
-        if !window[index + 1..count].contains(prefix) {
-            condensed.push(*prefix);
+    for (index, &prefix) in prefixes.iter().enumerate() {
+        let later = &prefixes[index + 1..];
+        let again = later.iter().any(|byte| group(*byte) == group(prefix));
+        // REX counts only as the last prefix.
+        let counts = if is_rex(prefix) { later.is_empty() } else { !again };
+        if counts && !is_inert(prefix) {
+            condensed.push(prefix);
         }
     }
-    condensed.extend(&window[count..]);
-    let mut decoder = Decoder::new(cpu.code_size as u32, &condensed, DecoderOptions::NONE);
+    condensed.extend(rest);
+    // An opcode may be illegal just with a prefix: its length shows without.
+    let plain: Vec<u8> = condensed.iter().copied().skip_while(|byte| selects(*byte)).collect();
+    match decoder_error(cpu, &condensed) {
+        DecoderError::InvalidInstruction => decoder_error(cpu, &plain) == DecoderError::NoMoreBytes,
+        error => error == DecoderError::NoMoreBytes,
+    }
+}
+
+fn decoder_error(cpu: &Cpu, bytes: &[u8]) -> DecoderError {
+    let mut decoder = Decoder::new(cpu.code_size as u32, bytes, DecoderOptions::NONE);
     let _ = decoder.decode();
-    decoder.last_error() == DecoderError::NoMoreBytes
+    decoder.last_error()
 }
 
 impl Op {

@@ -117,10 +117,10 @@ fn host(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     if at.address % stub.alignment() != 0 {
         return cpu.fault(Exception::GP0);
     }
-    cpu.check_vector_alignment(at, size)?;
-    if stub.unit() == Unit::X87 && memory.write {
-        return x87_store(cpu, op, bus, at);
+    if stub.computes_before_store() {
+        return computed_store(cpu, op, bus, at);
     }
+    cpu.check_operand_alignment(at, stub.checked_alignment())?;
     if memory.write {
         cpu.check_writable(at, size)?;
     }
@@ -138,9 +138,9 @@ fn host(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     Ok(())
 }
 
-/// An x87 store: an unmasked exception suppresses it together with its page fault, so that the
-/// instruction runs first and is undone when the store faults.
-fn x87_store(cpu: &mut Cpu, op: &Op, bus: Bus<'_>, at: Linear) -> Step {
+/// A store whose exceptions come before those of the memory access: an unmasked one suppresses the
+/// store and its faults. The instruction runs first and is undone when the store faults.
+fn computed_store(cpu: &mut Cpu, op: &Op, bus: Bus<'_>, at: Linear) -> Step {
     let (stub, x87_opcode) = host_op(op);
     let before = cpu.fpu.clone();
     let pointers = x87_pointers(cpu, op, x87_opcode);
@@ -149,7 +149,9 @@ fn x87_store(cpu: &mut Cpu, op: &Op, bus: Bus<'_>, at: Linear) -> Step {
         return Ok(());
     }
     let data: [u8; 512] = cpu.scratch.bytes;
-    let stored = cpu.write_bytes(bus, at, &data[..stub.memory().size]);
+    let stored = cpu
+        .check_operand_alignment(at, stub.checked_alignment())
+        .and_then(|()| cpu.write_bytes(bus, at, &data[..stub.memory().size]));
     if stored.is_err() {
         cpu.fpu = before;
     }
@@ -210,27 +212,53 @@ fn elements(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     let base = op.offset(cpu);
     let size = plan.element_size() as u64;
     let active: Vec<usize> = (0..plan.len()).filter(|&i| plan.is_active(i)).collect();
-    let address =
-        |plan: &ElementPlan, i: usize| base.wrapping_add_signed(plan.offset(i)) & op.address_mask;
-    if plan.is_store() {
-        // All elements must be writable before the first is written.
-        for &i in &active {
-            let at = op.linear_at(cpu, address(&plan, i), size, true)?;
-            cpu.check_writable(at, size)?;
+    // A gather computes an address for each element; the others have one operand.
+    let wraps = if plan.is_gather() { op.address_mask } else { u64::MAX };
+    let address = |plan: &ElementPlan, i: usize| base.wrapping_add_signed(plan.offset(i)) & wraps;
+    if plan.is_store()
+        && let (Some(&first), Some(&last)) = (active.first(), active.last())
+    {
+        // All elements must be writable before the first is written: they lie on two pages at most,
+        // that of the first byte and that of the last.
+        for offset in [address(&plan, first), address(&plan, last).wrapping_add(size - 1)] {
+            let at = op.linear_at(cpu, offset, 1, true)?;
+            cpu.check_writable(at, 1)?;
         }
     }
-    for &i in &active {
-        let at = op.linear_at(cpu, address(&plan, i), size, plan.is_store())?;
-        if plan.is_store() {
-            let data = plan.store_value(i).to_le_bytes();
-            cpu.write_bytes(bus, at, &data[..size as usize])?;
-        } else {
-            let mut data = [0; 8];
-            cpu.read_bytes(bus, at, &mut data[..size as usize])?;
-            plan.load(&mut cpu.fpu, i, u64::from_le_bytes(data));
+    for (done, &i) in active.iter().enumerate() {
+        let offset = address(&plan, i);
+        let result = transfer(cpu, op, bus, &mut plan, i, offset);
+        if result.is_err() && done > 0 && plan.is_gather() && cpu.has_pending_trap() {
+            // The trap comes first, between two elements (SDM vol. 2C, VGATHERDPS); the mask says
+            // where to go on.
+            cpu.raised = None;
+            cpu.repeating = true;
+            cpu.leave_block = true;
+            return Ok(());
         }
+        result?;
     }
     plan.finish(&mut cpu.fpu);
+    Ok(())
+}
+
+/// Loads or stores element `i`, at `offset`.
+fn transfer(
+    cpu: &mut Cpu,
+    op: &Op,
+    bus: Bus<'_>,
+    plan: &mut ElementPlan,
+    i: usize,
+    offset: u64,
+) -> Step {
+    let size = plan.element_size();
+    let at = op.linear_at(cpu, offset, size as u64, plan.is_store())?;
+    if plan.is_store() {
+        return cpu.write_bytes(bus, at, &plan.store_value(i).to_le_bytes()[..size]);
+    }
+    let mut data = [0; 8];
+    cpu.read_bytes(bus, at, &mut data[..size])?;
+    plan.load(&mut cpu.fpu, i, u64::from_le_bytes(data));
     Ok(())
 }
 

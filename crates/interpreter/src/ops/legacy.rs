@@ -42,11 +42,11 @@ fn decimal_adjust<const SUBTRACT: bool>(cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) 
     let high = old > 0x99 || old_cf;
     let amount = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
     let new = if SUBTRACT { old.wrapping_sub(amount) } else { old.wrapping_add(amount) } & 0xff;
-    // The low correction may borrow or carry by itself.
-    let low_carry = low && if SUBTRACT { old < 6 } else { old > 0xf9 };
+    // DAS keeps the borrow of the low correction; a carry of DAA's implies the high correction.
+    let borrow = SUBTRACT && low && old < 6;
     write_reg::<u8>(cpu, RAX, new);
     cpu.flags.set_result(8, new);
-    cpu.flags.set_cf_of(high || SUBTRACT && low_carry || !SUBTRACT && low_carry && old_cf, false);
+    cpu.flags.set_cf_of(high || borrow, false);
     cpu.flags.set_af(low);
     Ok(())
 }

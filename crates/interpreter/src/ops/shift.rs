@@ -282,13 +282,12 @@ fn double_handlers<const LEFT: bool, D: Target>() -> [Exec; 4] {
 
 pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Exec> {
     use Mnemonic as M;
-    if matches!(
+    let shifts = matches!(
         instruction.mnemonic(),
         M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr
-    ) {
-        if instruction.op1_register() == Register::CL {
-            op.bits |= COUNT_IN_CL;
-        }
+    );
+    if shifts && instruction.op1_register() == Register::CL {
+        op.bits |= COUNT_IN_CL;
     }
     match instruction.mnemonic() {
         M::Shl | M::Sal => lower_shift::<Shl>(instruction),
