@@ -62,10 +62,23 @@ fn decimal(t: &mut Report, name: &str, run: Runner<'_>) {
 
 fn stack(t: &mut Report, name: &str, run: Runner<'_>) {
     let code = snippet32!(
-        "mov ecx, 1", "mov edx, 2", "mov ebx, 3", "mov ebp, 5", "mov esi, 6", "mov edi, 7",
-        "pushad", "mov eax, [esp + 28]", "add eax, [esp + 24]", "add eax, [esp]",
-        "xor ecx, ecx", "xor edx, edx", "xor edi, edi", "mov dword ptr [esp + 12], 0", "popad",
-        "lea eax, [ecx + edx * 8 + 0x100]", "add eax, edi"
+        "mov ecx, 1",
+        "mov edx, 2",
+        "mov ebx, 3",
+        "mov ebp, 5",
+        "mov esi, 6",
+        "mov edi, 7",
+        "pushad",
+        "mov eax, [esp + 28]",
+        "add eax, [esp + 24]",
+        "add eax, [esp]",
+        "xor ecx, ecx",
+        "xor edx, edx",
+        "xor edi, edi",
+        "mov dword ptr [esp + 12], 0",
+        "popad",
+        "lea eax, [ecx + edx * 8 + 0x100]",
+        "add eax, edi"
     );
     let trap = run(code, 0x1000, 0);
     let got = (trap.outcome(), trap.regs.rax, trap.regs.rbx);
@@ -80,9 +93,18 @@ fn stack(t: &mut Report, name: &str, run: Runner<'_>) {
         "sub eax, ecx"
     );
     let trap = run(code, 0, 0);
-    t.eq(format_args!("{name}: push and pop of segments"), (trap.outcome(), trap.regs.rax), (Outcome::Done, 0));
+    t.eq(
+        format_args!("{name}: push and pop of segments"),
+        (trap.outcome(), trap.regs.rax),
+        (Outcome::Done, 0),
+    );
     let code = snippet32!(
-        "mov ebx, esp", "push 0x11223344", ".byte 0x66, 0x6a, 0x7f", "sub ebx, esp", "pop ax", "pop ecx"
+        "mov ebx, esp",
+        "push 0x11223344",
+        ".byte 0x66, 0x6a, 0x7f",
+        "sub ebx, esp",
+        "pop ax",
+        "pop ecx"
     );
     let trap = run(code, 0, 0);
     let got = (trap.regs.rax, trap.regs.rbx, trap.regs.rcx);
@@ -94,8 +116,16 @@ fn stack(t: &mut Report, name: &str, run: Runner<'_>) {
 
 fn forms(t: &mut Report, name: &str, run: Runner<'_>) {
     let code = snippet32!(
-        ".byte 0x40", ".byte 0x40", ".byte 0x48", // inc eax, inc eax, dec eax
-        "mov ecx, 3", "2:", "inc edx", "loop 2b", "jecxz 3f", "ud2", "3:"
+        ".byte 0x40",
+        ".byte 0x40",
+        ".byte 0x48", // inc eax, inc eax, dec eax
+        "mov ecx, 3",
+        "2:",
+        "inc edx",
+        "loop 2b",
+        "jecxz 3f",
+        "ud2",
+        "3:"
     );
     let trap = run(code, 7, 0);
     t.eq(format_args!("{name}: inc, dec, loop, jecxz"), (trap.regs.rax, trap.regs.rdx), (8, 3));
@@ -113,18 +143,12 @@ fn forms(t: &mut Report, name: &str, run: Runner<'_>) {
     let code = snippet32!("mov eax, 0xffffffff", "add eax, 1", "adc edx, 0", "cdq");
     let trap = run(code, 0, 0);
     t.eq(format_args!("{name}: 32-bit carry"), (trap.regs.rax, trap.regs.rdx), (0, 0));
-    let code = snippet32!("mov al, [esp]", ".byte 0xa2", ".long {at}", "mov ebx, [{at}]"
-        => at = sym SPOT);
-    let trap = code_with_direct_address(run, code, name);
-    if let Some(trap) = trap {
-        t.eq(format_args!("{name}: direct address"), trap.outcome(), Outcome::Done);
+    if name == "legacy" {
+        // In compatibility mode the address would be supervisor memory.
+        let code = snippet32!(".byte 0xa3", ".long {spot}", "mov ebx, [{spot}]" => spot = sym SPOT);
+        let trap = run(code, 0x1234_5678, 0);
+        t.eq(format_args!("{name}: direct address"), trap.regs.rbx, 0x1234_5678);
     }
 }
 
 static SPOT: kit::Global<u64> = kit::Global::new(0);
-
-/// Direct addresses name supervisor memory in compatibility mode: only the
-/// run outside long mode, which has no paging, can use them.
-fn code_with_direct_address(run: Runner<'_>, code: Code, name: &str) -> Option<Trap> {
-    (name == "legacy").then(|| run(code, 0, 0))
-}

@@ -305,6 +305,7 @@ legacy_common:
     mov     eax, {data}
     mov     ds, eax
     mov     es, eax
+    mov     ss, eax
     mov     esi, esp
     mov     edi, offset {saved}
     mov     ecx, 15

@@ -5,7 +5,7 @@ use crate::privilege::with_task;
 use kit::cpu::feature;
 use kit::page::bit;
 use kit::snippet::USER_BASE;
-use kit::trap::vector::*;
+use kit::trap::vector::GP;
 use kit::{Frame4K, Global, Outcome, Report, Trap, ZERO_FRAME, boot, snippet32, tables};
 
 /// Page-directory pointers for PAE; the kit's page directories serve below.
@@ -147,13 +147,20 @@ fn small_pages(t: &mut Report) {
                 } else {
                     Outcome::page(kind | user | u64::from(present), address.into())
                 };
-                table.eq(format_args!("flags {flags:#x} ring3 {ring3} kind {kind}"), outcome, expected);
+                table.eq(
+                    format_args!("flags {flags:#x} ring3 {ring3} kind {kind}"),
+                    outcome,
+                    expected,
+                );
                 let bits = get(&TABLE, index) & 0x40;
                 let dirty = if allowed && kind == 2 { 0x40 } else { 0 };
-                table.eq(format_args!("dirty, flags {flags:#x} ring3 {ring3} kind {kind}"), bits, dirty);
+                table.eq(
+                    format_args!("dirty, flags {flags:#x} ring3 {ring3} kind {kind}"),
+                    bits,
+                    dirty,
+                );
             }
         }
     }
     table.finish();
-    let _ = PF;
 }

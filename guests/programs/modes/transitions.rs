@@ -38,7 +38,11 @@ fn forbidden(t: &mut Report) {
     let mut run = at(snippet32!("mov eax, cr4", "btr eax, 5"; "mov cr4, eax", "mov ebx, cr4"));
     run.cr4 = CR4_PLAIN | 1 << 5;
     let trap = run.run();
-    t.eq("PAE can change with paging off", (trap.outcome(), trap.regs.rbx), (Outcome::Done, CR4_PLAIN.into()));
+    t.eq(
+        "PAE can change with paging off",
+        (trap.outcome(), trap.regs.rbx),
+        (Outcome::Done, CR4_PLAIN.into()),
+    );
 }
 
 /// 32-bit code cannot see or lose what is 64-bit.
