@@ -1,6 +1,7 @@
 //! The machines that are measured: the host itself, Ringfence, and QEMU without KVM.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -62,8 +63,8 @@ impl Bench {
             Some(kernel) => kernel.clone(),
             None => kernels::fetch(Flavour::Cloud, &store, &Silent)?,
         };
-        let busybox = kernels::busybox(&store, &Silent)?;
         let scratch = TempDir::new()?;
+        let busybox = executable(&kernels::busybox(&store, &Silent)?, scratch.path())?;
         let initrd = scratch.path().join("initrd.img");
         fs::write(&initrd, initramfs(&busybox)?)?;
         let (guests, memory) = (guests(common), common.memory);
@@ -141,6 +142,14 @@ fn guests(common: &Common) -> Vec<Machine> {
         eprintln!("note: {QEMU} is not installed; measuring without it");
     }
     guests
+}
+
+/// A copy of a program that may be executed: what the store keeps is data.
+fn executable(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let copy = folder.join("busybox");
+    fs::copy(program, &copy).with_context(|| format!("cannot copy {}", program.display()))?;
+    fs::set_permissions(&copy, Permissions::from_mode(0o755))?;
+    Ok(copy)
 }
 
 fn initramfs(busybox: &Path) -> Result<Vec<u8>> {
