@@ -213,6 +213,10 @@ unsafe fn map_windows(file: i32) -> Result<*mut u8, ()> {
     map(0, MEMORY, libc::PROT_READ | libc::PROT_WRITE, 0, 0)
 }
 
+/// Installs the handlers of everything that a case can end in.
+///
+/// # Safety
+/// Only in the worker: what the process did on these signals before is lost.
 unsafe fn install_handlers() -> Result<(), ()> {
     let signals = [
         libc::SIGSEGV,
