@@ -84,9 +84,6 @@ fn number(t: &mut Report) {
     let trap = code.at(Mode::Kernel64).rcx(0xdead_0000_0000_0277).run();
     let value = trap.regs.rdx << 32 | trap.regs.rax;
     t.eq("rdmsr ignores the upper half of rcx", value, cpu::rdmsr(msr::PAT));
-    t.eq(
-        "#GP rdpmc of a counter that is not there",
-        { snippet!("rdpmc").at(Mode::Kernel64).rcx(0x3fff_ffff).run().vector },
-        GP,
-    );
+    let counter = snippet!("rdpmc").at(Mode::Kernel64).rcx(0x3fff_ffff).run();
+    t.eq("#GP rdpmc of a counter that is not there", counter.vector, GP);
 }

@@ -58,25 +58,32 @@ fn timer_pin(t: &mut Report) -> Option<u32> {
     came.then_some(if log == Log::of(&[VECTOR.into()]) { 0 } else { 2 })
 }
 
-static RESUME: Global<u64> = Global::new(0);
+/// Where the NMI is to find the processor, and whether it did.
+static WANTED: Global<u64> = Global::new(0);
+static FOUND: Global<bool> = Global::new(false);
+static PIN: Global<u32> = Global::new(0);
 
 /// The PIT's pin delivers NMIs: they end HLT although IF is clear.
 fn halt_by_nmi(t: &mut Report, pin: u32) {
     const DELIVER_NMI: u64 = 4 << 8;
+    // An NMI that comes too early is followed by another one.
     trap::hook(
         NMI as u8,
         Some(|frame: &mut Frame| {
-            log(frame.vector as u16);
-            RESUME.set(frame.rip);
+            if frame.rip == WANTED.get() {
+                FOUND.set(true);
+                ioapic::set_redirection(PIN.get(), MASKED);
+            }
         }),
     );
-    clear_log();
+    let halt = snippet!("mov rax, cr0"; "hlt", "mov eax, 1");
+    WANTED.set(halt.mark + 1);
+    PIN.set(pin);
     ioapic::set_redirection(pin, DELIVER_NMI | u64::from(apic::read(reg::ID)) << 32);
-    pit::start(0, 4 * 1193);
-    let trap = snippet!("mov rax, cr0"; "hlt", "mov eax, 1").kernel();
+    pit::start(2, 4 * 1193);
+    let trap = halt.kernel();
     t.eq("NMI wakes HLT", (trap.outcome(), trap.regs.rax), (Outcome::Done, 1));
-    t.eq("NMI in HLT: saved RIP behind HLT", RESUME.get(), trap.mark + 1);
-    t.eq("NMI through the I/O APIC, once", logged(), Log::of(&[NMI as u16]));
+    t.that("NMI in HLT: saved RIP behind HLT", FOUND.get());
     ioapic::set_redirection(pin, MASKED);
     pit::stop();
     trap::hook(NMI as u8, None);

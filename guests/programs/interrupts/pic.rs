@@ -67,11 +67,20 @@ fn timer_once(t: &mut Report) {
     t.eq("PIT mode 0: output low after a new mode", pit::status() & 0x80, 0);
 }
 
+/// Waits, with interrupts off, until the timer requests.
+fn await_request() {
+    let limit = pit::tsc_per_ms() * LIMIT_MS;
+    let start = cpu::tsc();
+    while pic::irr() & 1 == 0 && cpu::tsc() - start < limit {
+        core::hint::spin_loop();
+    }
+}
+
 /// A request waits in the IRR while masked and while IF is clear.
 fn pending(t: &mut Report) {
     clear_log();
     pit::start(0, 1193);
-    pit::spin_us(3000);
+    await_request();
     t.eq("PIC: masked request in IRR", pic::irr() & 1, 1);
     let_in(1);
     t.eq("PIC: masked, no interrupt", logged(), Log::of(&[]));
@@ -118,7 +127,7 @@ fn priority(t: &mut Report) {
     );
     clear_log();
     pit::start(0, 600);
-    pit::spin_us(2000);
+    await_request();
     raise_uart();
     pic::set_mask(!0x11);
     for _ in 0..3 {
@@ -134,7 +143,7 @@ fn priority(t: &mut Report) {
             drop_uart();
             log(frame.vector as u16);
             pit::start(0, 600);
-            pit::spin_us(2000);
+            await_request();
             cpu::interrupt_window();
             log(frame.vector as u16 + END);
             pic::eoi(4);
@@ -168,7 +177,7 @@ fn priority(t: &mut Report) {
     );
     clear_log();
     pit::start(0, 600);
-    pit::spin_us(2000);
+    await_request();
     for _ in 0..3 {
         cpu::interrupt_window();
     }

@@ -80,6 +80,7 @@ fn masked(t: &mut Report, mode: &str, per_ms: u64) {
     clear_log();
     apic::write(reg::LVT_TIMER, apic::MASKED | u32::from(VECTOR));
     apic::write(reg::TIMER_INITIAL, per_ms as u32);
+    wait_until(LIMIT_MS, || apic::read(reg::TIMER_CURRENT) == 0);
     let_in(4);
     t.eq(format_args!("{mode}: masked, no interrupt"), fired(), 0);
     apic::write(reg::LVT_TIMER, VECTOR.into());
