@@ -396,6 +396,12 @@ impl FpuState {
 
 /// The whole state as bytes.
 impl FpuState {
+    /// The area itself, for code that keeps vector registers in the host's: XMM registers at 160,
+    /// upper halves at 576, MXCSR at 24. The header (from 512) must stay zero, MXCSR valid.
+    pub fn area_mut(&mut self) -> &mut [u8; STATE_SIZE] {
+        &mut self.bytes
+    }
+
     /// The state as it lies in memory: the standard form of an XSAVE area,
     /// with XSTATE_BV in its header saying which components are not initial.
     #[must_use]

@@ -6,6 +6,8 @@
 //! of its state. Changes of address translation are recorded ([`InterpreterVcpu::take_tlb_changes`])
 //! so that the translator's own tables can follow them.
 
+use std::sync::Arc;
+
 use engine::{CpuBus, RunState, Shadow, VcpuExit};
 use hostexec::FpuState;
 use memory::RamOffset;
@@ -14,7 +16,7 @@ use x86::cr::{cr0, cr4, rflags, xcr0};
 use crate::access::{Linear, Place};
 use crate::flags::Flags;
 use crate::tlb::{Mode, TlbChange, Use};
-use crate::vcpu::InterpreterVcpu;
+use crate::vcpu::{InterpreterVcpu, run_ops};
 
 /// The registers that translated code keeps in host registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +40,8 @@ pub enum AccessMode {
     User,
 }
 
-const CARRIED: u64 = rflags::ARITHMETIC | rflags::DF;
+/// The bits of [`Registers::flags`].
+pub const CARRIED_FLAGS: u64 = rflags::ARITHMETIC | rflags::DF;
 
 impl InterpreterVcpu {
     /// Starts recording changes of address translation.
@@ -65,7 +68,7 @@ impl InterpreterVcpu {
         Registers {
             gpr: self.cpu.general(),
             rip: self.cpu.rip(),
-            flags: self.cpu.rflags() & CARRIED,
+            flags: self.cpu.rflags() & CARRIED_FLAGS,
         }
     }
 
@@ -107,6 +110,38 @@ impl InterpreterVcpu {
         self.execute(bus, 1);
     }
 
+    /// Executes one instruction of 64-bit code, or delivers its fault; gives the address behind it,
+    /// when it lies inside one page of RAM. Not for [`InterpreterVcpu::must_interpret`].
+    pub fn step_to_next(&mut self, bus: &dyn CpuBus) -> Option<u64> {
+        let rip = self.cpu.rip();
+        let Some(at) = self.locate_code() else {
+            self.step(bus);
+            return None;
+        };
+        let Some(op) = self.blocks.find(&mut self.cpu, at).first() else {
+            self.step(bus);
+            return None;
+        };
+        let next = rip.wrapping_add(u64::from(op.len));
+        let (executed, _) = run_ops(&mut self.cpu, std::slice::from_ref(op), bus);
+        self.count(executed);
+        Some(next)
+    }
+
+    /// Installs a function that is called, from any thread, whenever the vCPU is to look up: after
+    /// a kick, and when something is posted to it. Only the first one counts.
+    pub fn on_wake(&self, hook: Arc<dyn Fn() + Send + Sync>) {
+        let _ = self.signal.hook.set(hook);
+    }
+
+    /// Guest time at which the local APIC's timer fires next, in nanoseconds.
+    pub fn timer_deadline_ns(&self, bus: &dyn CpuBus) -> Option<u64> {
+        let deadline = self.cpu.apic.deadline()?;
+        let now = bus.clock().now();
+        let ticks = deadline.saturating_sub(self.cpu.tsc(bus));
+        Some(now.saturating_add(self.cpu.tsc_scale.ticks_to_ns(ticks)))
+    }
+
     /// Accounts for instructions that translated code has executed, and lets time pass: the clock
     /// is looked at when enough have.
     pub fn account(&mut self, instructions: u64) {
@@ -117,11 +152,6 @@ impl InterpreterVcpu {
     pub fn expire_clock(&mut self) {
         self.next_clock = self.retired;
         self.cpu.attention = true;
-    }
-
-    /// Guest TSC at which the local APIC's timer fires next.
-    pub fn timer_deadline(&self) -> Option<u64> {
-        self.cpu.apic.deadline()
     }
 
     /// Instructions left of the budget.

@@ -1,7 +1,7 @@
 //! The vCPU: the loop that executes blocks, HLT, kicks, saving and restoring.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -33,8 +33,8 @@ const LONG_SLEEP: Duration = Duration::from_secs(3600);
 /// A vCPU of the interpreter.
 pub struct InterpreterVcpu {
     pub(crate) cpu: Cpu,
-    blocks: Blocks,
-    signal: Arc<Signal>,
+    pub(crate) blocks: Blocks,
+    pub(crate) signal: Arc<Signal>,
     pub(crate) retired: u64,
     pub(crate) next_clock: u64,
     pub(crate) budget: Option<u64>,
@@ -42,13 +42,18 @@ pub struct InterpreterVcpu {
 
 /// How other threads reach the vCPU's thread.
 #[derive(Default)]
-struct Signal {
+pub(crate) struct Signal {
     kicked: AtomicBool,
     thread: Mutex<Option<Thread>>,
+    /// Called besides, when another engine executes most of the guest.
+    pub(crate) hook: OnceLock<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Signal {
     fn wake(&self) {
+        if let Some(hook) = self.hook.get() {
+            hook();
+        }
         if let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
             thread.unpark();
         }
@@ -92,6 +97,14 @@ impl InterpreterVcpu {
             next_clock: 0,
             budget: None,
         })
+    }
+
+    /// The calling thread runs the vCPU from now on.
+    pub fn bind_thread(&mut self) {
+        *self.signal.thread.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(std::thread::current());
+        // Whatever changed while the vCPU did not run is looked at first.
+        self.cpu.attention = true;
     }
 
     /// What to do at an instruction boundary before going on; `Some` leaves `run`.
@@ -331,7 +344,7 @@ impl InterpreterVcpu {
 /// Executes ops until one ends the block; gives how many were executed and whether the last one
 /// completed without a fault.
 #[inline(always)]
-fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> (u64, bool) {
+pub(crate) fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> (u64, bool) {
     cpu.leave_block = false;
     cpu.system_flags &= !rflags::RF;
     let mut executed = 0;
@@ -371,10 +384,7 @@ fn leave_block(cpu: &mut Cpu, op: &Op) {
 
 impl Vcpu for InterpreterVcpu {
     fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
-        *self.signal.thread.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(std::thread::current());
-        // Whatever changed while the vCPU did not run is looked at first.
-        self.cpu.attention = true;
+        self.bind_thread();
         loop {
             if let Some(exit) = self.boundary(bus) {
                 return Ok(exit);

@@ -1,0 +1,90 @@
+//! Ends translated code when the local APIC's timer is due.
+//!
+//! Translated code does not look at the clock. A thread sleeps until the deadline and then calls
+//! the wake function, which sets the poll word. A later deadline does not wake the thread: it
+//! finds out when its earlier one comes.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub(crate) struct Alarm {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    /// The deadline last set, in guest nanoseconds.
+    present: Option<u64>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    at: Option<Instant>,
+    /// When the thread will look next, if it sleeps.
+    looks: Option<Instant>,
+    ended: bool,
+}
+
+impl Alarm {
+    pub(crate) fn new(wake: Arc<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("vcpu-alarm".to_owned())
+            .spawn(move || theirs.serve(&*wake))?;
+        Ok(Self { shared, thread: Some(thread), present: None })
+    }
+
+    /// Wakes at guest time `deadline`; it is `now`.
+    pub(crate) fn set(&mut self, deadline: u64, now: u64) {
+        if self.present == Some(deadline) && deadline > now {
+            return;
+        }
+        self.present = Some(deadline);
+        let at = Instant::now() + Duration::from_nanos(deadline.saturating_sub(now));
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.at = Some(at);
+        if state.looks.is_none_or(|looks| at < looks) {
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    fn serve(&self, wake: &(dyn Fn() + Send + Sync)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !state.ended {
+            let now = Instant::now();
+            match state.at {
+                Some(at) if at <= now => {
+                    state.at = None;
+                    wake();
+                }
+                Some(at) => {
+                    state.looks = Some(at);
+                    let slept = self.changed.wait_timeout(state, at - now);
+                    state = slept.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                None => {
+                    state.looks = None;
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        self.shared.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported; there is nothing to add.
+            let _ = thread.join();
+        }
+    }
+}

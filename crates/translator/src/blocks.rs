@@ -1,0 +1,103 @@
+//! The translated blocks: found by their place in guest RAM, dropped page by page.
+//!
+//! Direct jumps between blocks are only made inside a page, and everything else goes through the
+//! jump tables; a page whose code has changed is therefore dropped whole, with the jump tables
+//! emptied, and nothing else has to be undone. Its host code stays until the cache is full, when
+//! everything is dropped.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use memory::{GuestRam, RamOffset};
+
+/// A block in the code cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    /// Host address, at its poll.
+    pub(crate) entry: u64,
+    /// Host address behind the poll.
+    pub(crate) body: u64,
+    pub(crate) instructions: u32,
+}
+
+#[derive(Default)]
+struct Page {
+    version: u32,
+    /// Blocks by page offset.
+    blocks: HashMap<u16, Block, Fast>,
+}
+
+#[derive(Default)]
+pub(crate) struct Blocks {
+    pages: HashMap<usize, Page, Fast>,
+    epoch: u64,
+}
+
+impl Blocks {
+    /// The block at `at`, if it has been translated.
+    pub(crate) fn find(&self, at: RamOffset) -> Option<Block> {
+        self.pages.get(&at.page())?.blocks.get(&((at.0 % 4096) as u16)).copied()
+    }
+
+    /// Whether the page of `at` has blocks.
+    pub(crate) fn has_page(&self, at: RamOffset) -> bool {
+        self.pages.contains_key(&at.page())
+    }
+
+    /// Enters a block; `version` is the page's code version from before it was read.
+    pub(crate) fn insert(&mut self, at: RamOffset, version: u32, block: Block) {
+        let page = self.pages.entry(at.page()).or_default();
+        page.version = version;
+        page.blocks.insert((at.0 % 4096) as u16, block);
+    }
+
+    /// Drops the pages whose code has changed; whether there were any.
+    pub(crate) fn drop_changed(&mut self, ram: &GuestRam) -> bool {
+        let epoch = ram.code_epoch();
+        if epoch == self.epoch {
+            return false;
+        }
+        self.epoch = epoch;
+        let before = self.pages.len();
+        self.pages.retain(|page, entry| {
+            ram.code_version(RamOffset(*page as u64 * 4096)) == entry.version
+        });
+        self.pages.len() != before
+    }
+
+    /// Drops all blocks.
+    pub(crate) fn clear(&mut self) {
+        self.pages.clear();
+    }
+}
+
+/// A hasher for small integers that spreads them; nobody chooses colliding page numbers to gain
+/// anything but their own slowness.
+#[derive(Default)]
+pub(crate) struct Spread(u64);
+
+type Fast = BuildHasherDefault<Spread>;
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}

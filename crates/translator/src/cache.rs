@@ -1,0 +1,108 @@
+//! The code cache: memory for generated code, mapped twice.
+//!
+//! One view is readable and writable, the other readable and executable; no page is ever both
+//! writable and executable. The file behind them has no name. This module and `enter.rs` hold the
+//! unsafe code of the crate.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+pub(crate) struct CodeCache {
+    writable: NonNull<u8>,
+    executable: NonNull<u8>,
+    size: usize,
+    used: usize,
+}
+
+// SAFETY: both mappings belong to the CodeCache alone; all access goes through `&mut self` or is
+// execution by the thread that owns it.
+unsafe impl Send for CodeCache {}
+
+impl CodeCache {
+    /// Reserves `size` bytes; they are committed as they are used.
+    pub(crate) fn new(size: usize) -> std::io::Result<Self> {
+        let file = memfd_create("ringfence-code", MemfdFlags::CLOEXEC)?;
+        ftruncate(&file, size as u64)?;
+        let map = |prot| {
+            // SAFETY: new shared mappings at addresses of the kernel's choice, over a file that
+            // nobody else has.
+            let at = unsafe { mmap(std::ptr::null_mut(), size, prot, MapFlags::SHARED, &file, 0)? };
+            NonNull::new(at.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)
+        };
+        let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
+        let executable = map(ProtFlags::READ | ProtFlags::EXEC)?;
+        Ok(Self { writable, executable, size, used: 0 })
+    }
+
+    /// Host address at which the next code will execute.
+    pub(crate) fn next(&self) -> u64 {
+        self.executable.as_ptr() as u64 + self.used as u64
+    }
+
+    /// Bytes in use.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Whether `len` more bytes fit.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        len <= self.size - self.used
+    }
+
+    /// Appends code; gives its address.
+    ///
+    /// # Panics
+    /// When it does not fit: the caller checks with [`CodeCache::has_room`].
+    pub(crate) fn append(&mut self, code: &[u8]) -> u64 {
+        assert!(self.has_room(code.len()), "code cache overflow");
+        let at = self.next();
+        // SAFETY: the range lies inside the writable mapping, as checked above.
+        unsafe {
+            let to = self.writable.as_ptr().add(self.used);
+            std::ptr::copy_nonoverlapping(code.as_ptr(), to, code.len());
+        }
+        self.used += code.len().next_multiple_of(16).min(self.size - self.used);
+        at
+    }
+
+    /// Forgets everything behind the first `keep` bytes.
+    pub(crate) fn truncate(&mut self, keep: usize) {
+        self.used = keep;
+    }
+
+    /// Offset of an executable address in the cache.
+    fn offset(&self, address: u64, len: usize) -> usize {
+        let offset = address.wrapping_sub(self.executable.as_ptr() as u64) as usize;
+        assert!(offset <= self.used && len <= self.used - offset, "address outside the code cache");
+        offset
+    }
+
+    /// Overwrites the 32-bit displacement at executable address `at`.
+    pub(crate) fn patch(&mut self, at: u64, value: i32) {
+        let offset = self.offset(at, 4);
+        // SAFETY: the range lies inside the writable mapping. Only this thread executes the code,
+        // and it is not executing now.
+        unsafe {
+            self.writable.as_ptr().add(offset).cast::<i32>().write_unaligned(value);
+        }
+    }
+
+    /// Reads a word of data that stands between code at executable address `at`.
+    pub(crate) fn word(&self, at: u64) -> u32 {
+        let offset = self.offset(at, 4);
+        // SAFETY: the range lies inside the mapping.
+        unsafe { self.writable.as_ptr().add(offset).cast::<u32>().read_unaligned() }
+    }
+}
+
+impl Drop for CodeCache {
+    fn drop(&mut self) {
+        for view in [self.writable, self.executable] {
+            // SAFETY: mapped by `new` with this size, not used any more. Failure would leak it.
+            let _ = unsafe { munmap(view.as_ptr().cast::<c_void>(), self.size) };
+        }
+    }
+}

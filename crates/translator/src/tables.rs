@@ -1,0 +1,215 @@
+//! The software TLB and jump tables: filling them, and following the guest's invalidations.
+//!
+//! There is one [`Tables`] per PCID and access mode, so that neither a change of privilege, nor of
+//! RFLAGS.AC, nor a CR3 write that keeps entries flushes anything. Fills are logged: a flush costs
+//! what was filled.
+
+use interpreter::{AccessMode, TlbChange};
+use memory::{GuestRam, RamOffset};
+
+use crate::context::{JUMP_ENTRIES, JUMP_INDEX, TLB_ENTRIES, Tables, empty_jump, empty_tag};
+
+/// Address spaces (PCIDs) that have tables at a time.
+const SPACES: usize = 8;
+
+/// One address space's tables for the three access modes, allocated when first used.
+struct Space {
+    pcid: u16,
+    modes: [Option<Box<Logged>>; 3],
+}
+
+struct Logged {
+    tables: Box<Tables>,
+    /// TLB entries that may be filled, each once.
+    filled: Vec<u16>,
+    is_logged: [bool; TLB_ENTRIES],
+    jumps_filled: Vec<u16>,
+}
+
+pub(crate) struct AddressSpaces {
+    spaces: Vec<Space>,
+    present: usize,
+    next_victim: usize,
+    /// Host address of guest RAM's first byte.
+    host_window: u64,
+    pub(crate) fills: u64,
+}
+
+impl Logged {
+    fn new() -> Self {
+        Self {
+            tables: Box::new(Tables {
+                read: std::array::from_fn(empty_tag),
+                write: std::array::from_fn(empty_tag),
+                addend: [0; TLB_ENTRIES],
+                jump_tag: std::array::from_fn(empty_jump),
+                jump_page: [0; JUMP_ENTRIES],
+                jump_host: [0; JUMP_ENTRIES],
+            }),
+            filled: Vec::new(),
+            is_logged: [false; TLB_ENTRIES],
+            jumps_filled: Vec::new(),
+        }
+    }
+
+    fn flush(&mut self) {
+        for index in self.filled.drain(..) {
+            let index = usize::from(index);
+            self.tables.read[index] = empty_tag(index);
+            self.tables.write[index] = empty_tag(index);
+            self.is_logged[index] = false;
+        }
+        self.flush_jumps();
+    }
+
+    fn flush_jumps(&mut self) {
+        for index in self.jumps_filled.drain(..) {
+            self.tables.jump_tag[usize::from(index)] = empty_jump(usize::from(index));
+        }
+    }
+}
+
+impl AddressSpaces {
+    pub(crate) fn new(ram: &GuestRam) -> Self {
+        Self {
+            spaces: vec![Space { pcid: 0, modes: [None, None, None] }],
+            present: 0,
+            next_victim: 0,
+            host_window: ram.host_window() as u64,
+            fills: 0,
+        }
+    }
+
+    fn logged(&mut self, mode: AccessMode) -> &mut Logged {
+        self.spaces[self.present].modes[mode as usize]
+            .get_or_insert_with(|| Box::new(Logged::new()))
+    }
+
+    /// Address of the tables of the present address space for `mode`.
+    pub(crate) fn address(&mut self, mode: AccessMode) -> u64 {
+        std::ptr::from_mut::<Tables>(&mut self.logged(mode).tables) as u64
+    }
+
+    /// Enters the page of `linear`, which lies at `ram` in guest RAM.
+    pub(crate) fn fill(&mut self, mode: AccessMode, linear: u64, ram: RamOffset, writable: bool) {
+        self.fills += 1;
+        let page = linear & !0xfff;
+        let host = self.host_window.wrapping_add(ram.0 & !0xfff);
+        let logged = self.logged(mode);
+        let index = (linear >> 12) as usize % TLB_ENTRIES;
+        let tag = page.wrapping_neg();
+        let tables = &mut logged.tables;
+        if !logged.is_logged[index] {
+            logged.is_logged[index] = true;
+            logged.filled.push(index as u16);
+        }
+        if tables.read[index] != tag {
+            tables.write[index] = empty_tag(index);
+        }
+        tables.read[index] = tag;
+        tables.addend[index] = host.wrapping_sub(page);
+        if writable {
+            tables.write[index] = tag;
+        }
+    }
+
+    /// Enters a jump target.
+    pub(crate) fn fill_jump(&mut self, mode: AccessMode, target: u64, host: u64) {
+        let logged = self.logged(mode);
+        let index = jump_index(target);
+        let tables = &mut logged.tables;
+        if tables.jump_tag[index] == empty_jump(index) {
+            logged.jumps_filled.push(index as u16);
+        }
+        tables.jump_tag[index] = target.wrapping_neg();
+        tables.jump_page[index] = target & !0xfff;
+        tables.jump_host[index] = host;
+    }
+
+    /// Forgets all jump targets: blocks have been dropped.
+    pub(crate) fn flush_all_jumps(&mut self) {
+        self.each(|_, logged| logged.flush_jumps());
+    }
+
+    /// Forgets everything.
+    pub(crate) fn flush_all(&mut self) {
+        self.each(|_, logged| logged.flush());
+    }
+
+    /// Withdraws the right to write to the RAM page at `ram`, which somebody watches from now on.
+    pub(crate) fn protect(&mut self, ram: RamOffset) {
+        let host = self.host_window.wrapping_add(ram.0 & !0xfff);
+        self.each(|_, logged| {
+            let tables = &mut logged.tables;
+            for &index in &logged.filled {
+                let index = usize::from(index);
+                let page = tables.write[index].wrapping_neg();
+                if tables.addend[index].wrapping_add(page) == host {
+                    tables.write[index] = empty_tag(index);
+                }
+            }
+        });
+    }
+
+    /// Follows what the guest did to its address translation.
+    pub(crate) fn apply(&mut self, change: TlbChange) {
+        match change {
+            // Global pages are entered in every address space, without a mark: they go as well,
+            // which costs only their return.
+            TlbChange::All | TlbChange::NonGlobal => self.flush_all(),
+            TlbChange::Pcid(pcid) => self.each(|space, logged| {
+                if space == pcid {
+                    logged.flush();
+                }
+            }),
+            TlbChange::Page(linear) | TlbChange::PageOfPcid(linear, _) => self.flush_page(linear),
+            TlbChange::Select(pcid) => self.select(pcid),
+        }
+    }
+
+    /// Drops the page of `linear` everywhere: more than asked, never less.
+    fn flush_page(&mut self, linear: u64) {
+        let index = (linear >> 12) as usize % TLB_ENTRIES;
+        let tag = (linear & !0xfff).wrapping_neg();
+        self.each(|_, logged| {
+            if logged.tables.read[index] == tag {
+                logged.tables.read[index] = empty_tag(index);
+                logged.tables.write[index] = empty_tag(index);
+            }
+            logged.flush_jumps();
+        });
+    }
+
+    fn select(&mut self, pcid: u16) {
+        if let Some(found) = self.spaces.iter().position(|s| s.pcid == pcid) {
+            self.present = found;
+            return;
+        }
+        if self.spaces.len() < SPACES {
+            self.spaces.push(Space { pcid, modes: [None, None, None] });
+            self.present = self.spaces.len() - 1;
+            return;
+        }
+        self.next_victim = (self.next_victim + 1) % SPACES;
+        let victim = &mut self.spaces[self.next_victim];
+        victim.pcid = pcid;
+        for logged in victim.modes.iter_mut().flatten() {
+            logged.flush();
+        }
+        self.present = self.next_victim;
+    }
+
+    fn each(&mut self, mut f: impl FnMut(u16, &mut Logged)) {
+        for space in &mut self.spaces {
+            for logged in space.modes.iter_mut().flatten() {
+                f(space.pcid, logged);
+            }
+        }
+    }
+}
+
+/// The index that PEXT with [`JUMP_INDEX`] extracts.
+fn jump_index(target: u64) -> usize {
+    const { assert!(JUMP_INDEX == 0x7_00fe) };
+    (target >> 1 & 0x7f | (target >> 16 & 7) << 7) as usize
+}
