@@ -20,7 +20,7 @@ const MXCSR_FLAGS: u32 = 0x3f;
 
 /// Makes `native` and `subject`, which started from `case`, equal where both are right.
 pub fn forgive(case: &Case, native: &mut Observation, subject: &mut Observation) {
-    if decode_all(case).iter().any(|i| i.code().is_string_instruction() && is_narrow(i)) {
+    if decode_all(case).iter().any(is_narrow_string) {
         forgive_upper_halves(native, subject);
     }
     let Some(instruction) = faulting_instruction(native) else { return };
@@ -287,12 +287,12 @@ fn set_bytes(image: &mut CpuImage, register: Register, bytes: [u8; 32]) {
     image.set_ymm(register.number(), [lane(0), lane(16)]);
 }
 
-/// Whether a string instruction uses 32-bit addresses.
-fn is_narrow(instruction: &Instruction) -> bool {
-    (0..instruction.op_count()).any(|n| {
-        use OpKind::{MemoryESEDI, MemorySegEDI, MemorySegESI};
-        matches!(instruction.op_kind(n), MemorySegESI | MemoryESEDI | MemorySegEDI)
-    })
+/// Whether it is a string instruction that uses 32-bit addresses.
+pub(crate) fn is_narrow_string(instruction: &Instruction) -> bool {
+    let is_narrow = |n| {
+        matches!(instruction.op_kind(n), OpKind::MemorySegESI | OpKind::MemoryESEDI)
+    };
+    instruction.code().is_string_instruction() && (0..instruction.op_count()).any(is_narrow)
 }
 
 /// Linear address of the memory operand of `instruction` with these registers.

@@ -22,6 +22,7 @@ use crate::case::{Case, POOL};
 use crate::flags::UndefinedFlags;
 use crate::image::CpuImage;
 use crate::layout::{HIGH, LOW, PAGE, PAGES, page};
+use crate::leeway;
 use crate::policy;
 use crate::random::Random;
 
@@ -64,6 +65,7 @@ pub(crate) fn is_comparable(case: &Case) -> bool {
         && UndefinedFlags::follow(&code, case.image.rip).is_some()
         && !copies_between_windows(case)
         && !repeats_over_itself(case)
+        && !uses_after_narrow_repetition(case)
         && (!policy::saves_extended_state(&code) || extended::is_in_use(&case.image))
 }
 
@@ -83,6 +85,19 @@ fn repeats_over_itself(case: &Case) -> bool {
     let in_page = |base: u64| (case.image.rip.wrapping_sub(base) / PAGE) == page::PATCHABLE;
     let repeats = |i: &Instruction| i.has_rep_prefix() && i.code().is_string_instruction();
     (in_page(LOW) || in_page(HIGH)) && decode_all(case).iter().any(repeats)
+}
+
+/// Whether anything could use the registers of a repeated string instruction with 32-bit addresses
+/// afterwards: whether it clears their upper halves when it makes no iteration is the maker's
+/// choice.
+fn uses_after_narrow_repetition(case: &Case) -> bool {
+    let instructions = decode_all(case);
+    let before_last = instructions.split_last().map_or(&[][..], |(_, before)| before);
+    let repeats = |i: &Instruction| {
+        (i.has_rep_prefix() || i.has_repne_prefix()) && leeway::is_narrow_string(i)
+    };
+    before_last.iter().any(repeats)
+        || instructions.iter().any(repeats) && instructions.iter().any(policy::is_branch)
 }
 
 fn is_copy(mnemonic: Mnemonic) -> bool {
