@@ -25,6 +25,7 @@ mod cpu_bus;
 mod engines;
 mod error;
 pub mod host;
+mod listening;
 mod machine;
 mod pc;
 mod save;

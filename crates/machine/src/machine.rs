@@ -127,6 +127,7 @@ impl Machine {
         for (_, device) in &self.pc.devices {
             device.reset();
         }
+        self.pc.console.reset();
         // What was on its way to the processors is gone with them.
         self.fabric.mailboxes().iter().for_each(|mailbox| mailbox.drain(|_| ()));
         let rsdp = boot::acpi::build(&pc::acpi_spec(self.spec.cpus), &self.ram)?;
@@ -194,6 +195,7 @@ impl Machine {
         for (instance, device) in &self.pc.devices {
             device.restore(&archive.take(device.kind(), instance)?)?;
         }
+        self.pc.console.restore();
         Ok(())
     }
 
@@ -224,7 +226,7 @@ impl Machine {
 
     /// Where the console's input goes.
     pub fn console_input(&self) -> Arc<dyn ConsoleInput> {
-        Arc::clone(&self.pc.uart) as _
+        Arc::clone(&self.pc.console) as _
     }
 
     /// Presses the power button.

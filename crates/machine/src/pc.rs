@@ -31,6 +31,7 @@ use lapic::{Fabric, Mailbox};
 use memory::{Gpa, GuestRam};
 
 use crate::cpu_bus::PcBus;
+use crate::listening::ListeningUart;
 use crate::{HostWallClock, MachineError, MachineSpec, MmioMap, PortMap, VmClock};
 
 /// Ports of PCI's configuration mechanism, as (first, count).
@@ -51,7 +52,7 @@ pub(crate) struct Surroundings<'a> {
 /// The devices of a PC.
 pub(crate) struct Pc {
     pub(crate) bus: Arc<PcBus>,
-    pub(crate) uart: Arc<Uart>,
+    pub(crate) console: Arc<ListeningUart>,
     pub(crate) acpi: Arc<AcpiPm>,
     /// Every device with the name of its instance, in the order in which they are restored:
     /// interrupt controllers first, so that a device that sets its line again changes nothing.
@@ -87,7 +88,8 @@ impl Pc {
         claim(&mut ports, "pic", &Pic::PORTS, &pic)?;
         claim(&mut ports, "pit", &Pit::PORTS, &pit)?;
         claim(&mut ports, "rtc", &[Rtc::PORTS], &rtc)?;
-        claim(&mut ports, "uart", &[(Uart::COM1, Uart::PORTS)], &uart)?;
+        let console = Arc::new(ListeningUart::new(Arc::clone(&uart), Uart::COM1));
+        claim(&mut ports, "uart", &[(Uart::COM1, Uart::PORTS)], &console)?;
         let (reset_port, _) = I8042::RESET_REGISTER;
         let own = I8042::PORTS.into_iter().filter(|(first, _)| *first != reset_port);
         claim(&mut ports, "i8042", &own.collect::<Vec<_>>(), &i8042)?;
@@ -102,7 +104,7 @@ impl Pc {
             ("0", Arc::clone(&io_apic) as _),
             ("0", pit),
             ("0", rtc),
-            ("com1", Arc::clone(&uart) as _),
+            ("com1", uart),
             ("0", i8042),
             ("0", Arc::clone(&acpi) as _),
             ("0", Arc::clone(&kvm_clock) as _),
@@ -116,7 +118,7 @@ impl Pc {
         let fabric = Arc::clone(fabric);
         let clock = Arc::clone(clock);
         let bus = Arc::new(PcBus { clock, ports, mmio, fabric, pic, io_apic, kvm_clock });
-        Ok(Self { bus, uart, acpi, devices })
+        Ok(Self { bus, console, acpi, devices })
     }
 }
 
