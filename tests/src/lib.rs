@@ -1,12 +1,14 @@
-//! What the tests of the whole share: the bare-machine test programs ([`guests`]), stock kernels
-//! and initramfs ([`stock`]), and a VM with its console under a test's control ([`vm`]).
+//! What the tests of the whole share: the bare-machine test programs ([`guests`]), guests of some
+//! bytes ([`bare`]), stock kernels and initramfs ([`stock`]), and a VM with its console under a test's control ([`vm`]).
 //!
 //! The tests themselves are in `tests/`: `system_corpus` runs every program of `guests/` on every
-//! engine, `vm` boots stock kernels, `save_points` saves and restores in the middle of a boot,
+//! engine, `stock_kernels` boots stock kernels, `hostile_guests` runs guests that misbehave, `time`
+//! looks at clocks and idling, `save_points` saves and restores in the middle of a boot,
 //! `native_oracle` compares the interpreter with the host CPU.
 
 #![forbid(unsafe_code)]
 
+pub mod bare;
 pub mod guests;
 pub mod stock;
 pub mod vm;

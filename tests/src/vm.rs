@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use engine::Engine;
 use lifecycle::{
-    BootFiles, ConsoleOutput, MachineSpec, Outcome, Policy, SnapshotDir, Vm, VmConfig, VmError,
+    BootFiles, ConsoleOutput, EngineChoice, MachineSpec, Outcome, Policy, SnapshotDir, Vm, VmConfig, VmError,
 };
 
 /// Bytes of console that are kept.
@@ -254,4 +254,19 @@ impl Guest {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
     }
+}
+
+/// The engine of the whole-VM tests: the one that `TEST_ENGINE` names, or the interpreter.
+///
+/// # Panics
+/// When there is no such engine here.
+pub fn engine() -> Arc<dyn Engine> {
+    let choice = match std::env::var("TEST_ENGINE").as_deref() {
+        Err(_) | Ok("interpreter") => EngineChoice::Interpreter,
+        Ok("translator") => EngineChoice::Translator,
+        Ok("kvm") => EngineChoice::Kvm,
+        Ok("auto") => EngineChoice::Auto,
+        Ok(other) => panic!("TEST_ENGINE={other} is no engine"),
+    };
+    choice.select().unwrap_or_else(|error| panic!("{error}")).engine
 }

@@ -1,0 +1,172 @@
+//! A VM is saved at random points of a boot and restored into a fresh machine, which goes on as if
+//! nothing had happened.
+//!
+//! One chain of machines boots to the end, with [`POINTS`] handovers at random instruction counts.
+//! At each, what is saved is restored and saved again: equal byte for byte. Some snapshots are also
+//! run to the end on their own. `SAVE_POINTS` says how many of those (4), `SAVE_SEED` which points.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use images::kernels::Flavour;
+use lifecycle::{Outcome, Progress, SnapshotDir};
+use ringfence_tests::stock::{Form, boot_files};
+use ringfence_tests::vm::{Guest, Setup, Transcript, engine};
+use tempfile::TempDir;
+
+/// Handovers of the chain.
+const POINTS: usize = 100;
+/// Snapshots that are also run to the end alone.
+const ALONE: usize = 4;
+/// MiB of RAM.
+const MEMORY: u64 = 128;
+const LIMIT: Duration = Duration::from_secs(600);
+/// What the guest does at the shell: processes, pipes, floating point.
+const SCRIPT: &str = "n=0; while [ $n -lt 20 ]; do n=$((n + 1)); /bin/true; done
+echo SUM $(seq 1 20000 | md5sum)
+echo SHA $(seq 1 20000 | sha256sum)
+echo FLOAT $(awk 'BEGIN { for (i = 1; i < 2000; i++) s += i * 1.5 / (i + 1); printf \"%.9e\", s }')
+sleep 1";
+/// What it prints, each once.
+const RESULTS: [&str; 5] = [
+    "GUEST-UP",
+    "SUM e071f707df7bbeee2a6a1eb48011ddd0",
+    "SHA f6351f5ead9a700e34275480b3856ea738122a7c57bdeb744a631251c069587a",
+    "FLOAT 2.987732448e+03",
+    "GUEST-DOWN",
+];
+
+/// A number from the environment.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+/// A sequence of numbers from a seed (SplitMix64; Steele, Lea, Flood, OOPSLA 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % bound
+    }
+}
+
+fn new_guest() -> Option<Guest> {
+    let files = boot_files(Flavour::Cloud, Form::Pvh, SCRIPT)?;
+    Some(Setup::new(engine(), MEMORY, files).cmdline("console=ttyS0").create())
+}
+
+/// A folder for snapshots, in memory where there is such a file system.
+fn folder() -> TempDir {
+    let shm = Path::new("/dev/shm");
+    let made = if shm.is_dir() { TempDir::new_in(shm) } else { TempDir::new() };
+    made.expect("a temporary folder")
+}
+
+/// Saves the paused guest below `folder`.
+fn save(guest: &Guest, folder: &Path) -> SnapshotDir {
+    let dir = SnapshotDir::create(folder).expect("a fresh folder");
+    guest.vm.save(dir).expect("a paused VM can be saved");
+    SnapshotDir::open(folder).expect("it was made")
+}
+
+/// Hands the guest over to a fresh machine, which is saved again to compare.
+fn hand_over(guest: Guest) -> (Guest, TempDir) {
+    let folder = folder();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    let snapshot = save(&guest, &first);
+    let console = Arc::clone(&guest.console);
+    drop(guest);
+    let restored = Guest::restore(&snapshot, engine(), console).expect("it was just saved");
+    save(&restored, &second);
+    let state = |at: &Path| fs::read(at.join("state")).expect("a snapshot has a state");
+    assert!(state(&first) == state(&second), "saved, restored and saved again: {}", {
+        differing_sections(&first, &second)
+    });
+    fs::remove_dir_all(&second).expect("it was made");
+    (restored, folder)
+}
+
+/// The sections that differ between two snapshots.
+fn differing_sections(first: &Path, second: &Path) -> String {
+    let manifest = |at: &Path| {
+        let dir = SnapshotDir::open(at).expect("a snapshot");
+        dir.manifest().expect("a finished one")
+    };
+    let (first, second) = (manifest(first), manifest(second));
+    let differing: Vec<String> = first
+        .sections
+        .iter()
+        .filter(|section| !second.sections.contains(section))
+        .map(|section| format!("{}/{}", section.kind, section.instance))
+        .collect();
+    differing.join(", ")
+}
+
+/// Runs to the end, and checks what the guest printed in its whole life.
+fn finish(guest: &Guest) {
+    guest.vm.resume().expect("it is paused");
+    assert_eq!(guest.end(LIMIT), Outcome::PoweredOff, "{}", guest.last_lines());
+    let text = guest.text();
+    for result in RESULTS {
+        let times = text.matches(result).count();
+        assert_eq!(times, 1, "{result:?} came {times} times:\n{}", guest.last_lines());
+    }
+    for word in ["BUG", "Oops", "Call Trace", "panic", "stall", "unstable", "lockup", "segfault"] {
+        assert!(!text.contains(word), "{word}:\n{text}");
+    }
+}
+
+/// A console that already has `text`.
+fn console_with(text: &str) -> Arc<Transcript> {
+    use lifecycle::ConsoleOutput as _;
+    let console = Arc::new(Transcript::default());
+    console.write(text.as_bytes());
+    console
+}
+
+/// Instructions of a whole life of the guest.
+fn instructions(guest: &Guest) -> u64 {
+    let stats = guest.vm.stats().expect("a VM has statistics");
+    stats.vcpus[0].instructions.expect("a software engine counts")
+}
+
+#[test]
+fn a_boot_survives_handovers_at_random_points() {
+    let Some(whole) = new_guest() else { return };
+    finish(&whole);
+    let life = instructions(&whole);
+    drop(whole);
+
+    let seed = number("SAVE_SEED").unwrap_or(0x5361_7665);
+    let mut random = Random(seed);
+    // Lives differ a little in length: the last part is left alone.
+    let mut points: Vec<u64> = (0..POINTS).map(|_| random.below(life / 20 * 19)).collect();
+    points.sort_unstable();
+    let alone = number("SAVE_POINTS").map_or(ALONE, |n| n as usize);
+    let every = POINTS.div_ceil(alone.max(1));
+    println!("seed {seed}, {life} instructions");
+
+    let mut guest = new_guest().expect("it was there before");
+    let mut at = 0;
+    for (number, point) in points.into_iter().enumerate() {
+        let progress = guest.vm.run_for(point - at).expect("it is paused");
+        assert_eq!(progress, Progress::Paused, "point {number}: {}", guest.last_lines());
+        at = point;
+        let (restored, folder) = hand_over(guest);
+        guest = restored;
+        if alone > 0 && number % every == every / 2 {
+            let snapshot = SnapshotDir::open(&folder.path().join("first")).expect("a snapshot");
+            let console = console_with(&guest.text());
+            let other = Guest::restore(&snapshot, engine(), console).expect("it was just saved");
+            finish(&other);
+        }
+    }
+    finish(&guest);
+}

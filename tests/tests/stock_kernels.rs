@@ -1,0 +1,144 @@
+//! Stock kernels in whole VMs: they boot, find the machine in order, and end as they mean to.
+//!
+//! Kernels are unpacked here and entered through PVH, which spares the guest the unpacking; one
+//! boots as it is shipped, and all do in the ignored tests:
+//! `cargo test --release -p ringfence-tests --test stock_kernels -- --ignored`.
+
+use std::time::Duration;
+
+use images::kernels::Flavour;
+use lifecycle::{Outcome, Policy};
+use ringfence_tests::stock::{Form, boot_files};
+use ringfence_tests::vm::{Guest, Setup, engine};
+
+/// Some ten times what a boot takes alone: the tests of a run share the host.
+const BOOT: Duration = Duration::from_secs(400);
+
+/// Words in kernel messages that say that something is wrong with the machine or the CPU.
+const COMPLAINTS: [&str; 22] = [
+    "BUG",
+    "Oops",
+    "WARNING: CPU",
+    "Call Trace",
+    "panic",
+    "Fatal",
+    "stall",
+    "unstable",
+    "lockup",
+    "nobody cared",
+    "spurious",
+    "calibrat",
+    "APIC error",
+    "ACPI Error",
+    "ACPI BIOS",
+    "Machine check",
+    "invalid opcode",
+    "general protection",
+    "unchecked MSR",
+    "too short",
+    "disabling IRQ",
+    "missed",
+];
+/// Messages with such a word that are no complaint, or that a stock kernel has to print here.
+const HARMLESS: [&str; 3] = [
+    // There is no PCI.
+    "PCI: Fatal: No config space access function found",
+    // The clock's frequency is known.
+    "Calibrating delay loop (skipped)",
+    // What an old, small RTC says of its alarm.
+    "rtc_cmos",
+];
+
+/// Commands whose output shows that programs run as they should.
+const WORK: &str = "echo SUM $(seq 1 20000 | md5sum)
+echo FLOAT $(awk 'BEGIN { for (i = 1; i < 2000; i++) s += i * 1.5 / (i + 1); printf \"%.9e\", s }')
+echo CLOCK $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+echo MEMORY $(awk '/MemTotal/ { print ($2 > 200000) }' /proc/meminfo)";
+
+const RESULTS: [&str; 3] =
+    ["SUM e071f707df7bbeee2a6a1eb48011ddd0", "FLOAT 2.987732448e+03", "MEMORY 1"];
+
+fn boot(flavour: Flavour, form: Form, script: &str, setup: fn(Setup) -> Setup) -> Option<Guest> {
+    let files = boot_files(flavour, form, script)?;
+    let plain = Setup::new(engine(), 256, files).cmdline("console=ttyS0");
+    Some(setup(plain).start())
+}
+
+/// Boots to the end of the script, which has to end in `outcome`.
+fn boots(flavour: Flavour, form: Form, last: &str, outcome: &Outcome, setup: fn(Setup) -> Setup) {
+    let script = format!("{WORK}\n{last}");
+    let Some(guest) = boot(flavour, form, &script, setup) else { return };
+    guest.expect("GUEST-UP", BOOT);
+    assert_eq!(guest.end(BOOT), *outcome, "{}", guest.last_lines());
+    let text = guest.text();
+    for result in RESULTS {
+        assert!(text.contains(result), "no {result:?}:\n{}", guest.last_lines());
+    }
+    let clock = ["CLOCK tsc", "CLOCK kvm-clock"];
+    assert!(clock.iter().any(|clock| text.contains(clock)), "{}", guest.last_lines());
+    let complaints = complaints(&text);
+    assert!(complaints.is_empty(), "the kernel complains:\n{}", complaints.join("\n"));
+}
+
+fn complaints(text: &str) -> Vec<&str> {
+    let complains = |line: &&str| {
+        COMPLAINTS.iter().any(|word| line.contains(word))
+            && !HARMLESS.iter().any(|message| line.contains(message))
+    };
+    text.lines().filter(complains).collect()
+}
+
+#[test]
+fn the_cloud_kernel_boots_as_bzimage() {
+    boots(Flavour::Cloud, Form::BzImage, "", &Outcome::PoweredOff, |setup| setup);
+}
+
+#[test]
+fn the_cloud_kernel_boots_by_pvh() {
+    boots(Flavour::Cloud, Form::Pvh, "", &Outcome::PoweredOff, |setup| setup);
+}
+
+#[test]
+fn the_common_kernel_boots_and_its_reset_ends_the_vm_if_wanted() {
+    boots(Flavour::Amd64, Form::Pvh, "reboot -f", &Outcome::Reset, |setup| {
+        setup.policy(Policy { no_reboot: true, ..Policy::default() })
+    });
+}
+
+#[test]
+fn the_realtime_kernel_boots() {
+    boots(Flavour::Rt, Form::Pvh, "", &Outcome::PoweredOff, |setup| setup);
+}
+
+#[test]
+#[ignore = "unpacking a large kernel takes the guest long: run in release builds"]
+fn the_common_kernel_boots_as_bzimage() {
+    boots(Flavour::Amd64, Form::BzImage, "", &Outcome::PoweredOff, |setup| setup);
+}
+
+#[test]
+#[ignore = "unpacking a large kernel takes the guest long: run in release builds"]
+fn the_realtime_kernel_boots_as_bzimage() {
+    boots(Flavour::Rt, Form::BzImage, "", &Outcome::PoweredOff, |setup| setup);
+}
+
+#[test]
+fn a_kernel_reboots_and_a_forced_triple_fault_ends_it() {
+    // The kernel resets by way of ACPI in its first life, and by a triple fault in its second.
+    let script = "echo READY; read line; eval $line";
+    let setup = |setup: Setup| setup.cmdline("console=ttyS0 quiet");
+    let Some(guest) = boot(Flavour::Cloud, Form::Pvh, script, setup) else { return };
+    guest.expect("READY", BOOT);
+    let first_life = guest.text().len();
+    guest.type_in("reboot -f\n");
+    guest.expect_after("READY", first_life, BOOT);
+    guest.type_in("echo triple > /sys/kernel/reboot/type; echo 1 > /sys/kernel/reboot/force; reboot -f\n");
+    let outcome = guest.end(BOOT);
+    assert!(matches!(outcome, Outcome::TripleFault(_)), "{outcome}:\n{}", guest.last_lines());
+}
+
+#[test]
+fn complaints_are_found() {
+    let text = "[    0.1] BUG: x\n[    1.2] PCI: Fatal: No config space access function found\nfine\n";
+    assert_eq!(complaints(text), ["[    0.1] BUG: x"]);
+}
