@@ -115,6 +115,8 @@ pub(crate) struct Cpu {
     pub(crate) shutdown: bool,
     /// The instruction is repeated: RIP stays on it though it did not fault (REP, interrupted).
     pub(crate) repeating: bool,
+    /// One instruction took as long as many: the clock is to be looked at.
+    pub(crate) clock_due: bool,
 
     // Surroundings.
     pub(crate) index: u32,
@@ -177,6 +179,7 @@ impl Cpu {
             stop: None,
             shutdown: false,
             repeating: false,
+            clock_due: false,
             index: config.index,
             ram: config.ram,
             tlb: Tlb::new(),

@@ -127,7 +127,10 @@ impl InterpreterVcpu {
             if self.cpu.mailbox.has_work() {
                 self.cpu.drain_mailbox();
             }
-            if self.retired >= self.next_clock || self.cpu.run_state != RunState::Running {
+            if self.retired >= self.next_clock
+                || std::mem::take(&mut self.cpu.clock_due)
+                || self.cpu.run_state != RunState::Running
+            {
                 self.next_clock = self.retired + CLOCK_INTERVAL;
                 self.tick(bus);
             }
@@ -373,6 +376,7 @@ fn leave_block(cpu: &mut Cpu, op: &Op) {
         cpu.set_rip(cpu.rip().wrapping_sub(u64::from(op.len)));
         // An interruption of a repeated instruction pushes RF (SDM vol. 3B 18.3.1.1).
         cpu.system_flags |= rflags::RF;
+        (cpu.clock_due, cpu.attention) = (true, true);
     }
     cpu.attention |= cpu.stop.is_some()
         || cpu.shutdown
