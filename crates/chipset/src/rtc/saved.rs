@@ -5,6 +5,7 @@ use state::{Persist, Saved, Section, StateError};
 
 use super::cells::{Cells, REGISTER_A, REGISTER_C, REGISTER_D};
 use super::{LARGEST_OFFSET, Rtc, SECOND, State, a, flag};
+use crate::sync::arm;
 
 #[derive(Serialize, Deserialize)]
 struct SavedRtc {
@@ -76,9 +77,11 @@ impl Persist for Rtc {
     fn restore(&self, section: &Section) -> Result<(), StateError> {
         let restored = section.decode::<SavedRtc>()?.restore();
         let restored = restored.map_err(|cause| section.invalid(cause))?;
-        self.shared.state.update(|state| *state = restored);
-        // What became due meanwhile, such as an alarm while the VM was suspended, is noticed here.
-        self.shared.update(|_, _| ());
+        // What became due meanwhile, such as an alarm while the VM was suspended, is noticed when
+        // time goes on, not before: until then the same is saved again.
+        let now = self.shared.clock.now();
+        self.shared.state.update(|state| *state = State { deadline: Some(now), ..restored });
+        arm(&*self.shared.timer, || Some(now));
         self.shared.state.publish();
         Ok(())
     }
