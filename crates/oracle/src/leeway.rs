@@ -289,9 +289,8 @@ fn set_bytes(image: &mut CpuImage, register: Register, bytes: [u8; 32]) {
 
 /// Whether it is a string instruction that uses 32-bit addresses.
 pub(crate) fn is_narrow_string(instruction: &Instruction) -> bool {
-    let is_narrow = |n| {
-        matches!(instruction.op_kind(n), OpKind::MemorySegESI | OpKind::MemoryESEDI)
-    };
+    let is_narrow =
+        |n| matches!(instruction.op_kind(n), OpKind::MemorySegESI | OpKind::MemoryESEDI);
     instruction.code().is_string_instruction() && (0..instruction.op_count()).any(is_narrow)
 }
 
