@@ -12,7 +12,7 @@ use crate::cpu::{CodeSize, Cpu};
 use crate::decode::{Decoded, Flow, MAX_LENGTH, decode};
 use crate::op::Op;
 
-/// Longest block, in instructions: bounds how long an interrupt waits.
+/// Longest block unless it is to be shorter.
 const MAX_BLOCK: usize = 64;
 /// Slots of the direct-mapped table; a power of two.
 const SLOTS: usize = 1 << 15;
@@ -34,13 +34,15 @@ const EMPTY: Slot = Slot { key: NO_BLOCK, version: 0, start: 0, len: 0 };
 pub(crate) struct Blocks {
     table: Box<[Slot]>,
     ops: Vec<Op>,
+    /// Longest block, in instructions: bounds how long an interrupt waits.
+    pub(crate) longest: usize,
     pub(crate) decoded: u64,
     pub(crate) drops: u64,
 }
 
 impl Blocks {
     pub(crate) fn new() -> Self {
-        Self { table: vec![EMPTY; SLOTS].into_boxed_slice(), ops: Vec::new(), decoded: 0, drops: 0 }
+        Self { table: vec![EMPTY; SLOTS].into_boxed_slice(), ops: Vec::new(), longest: MAX_BLOCK, decoded: 0, drops: 0 }
     }
 
     /// Forgets all blocks.
@@ -76,7 +78,7 @@ impl Blocks {
         cpu.ram.read_at(at, code);
         let mut start = self.ops.len();
         let mut offset = 0;
-        while self.ops.len() - start < MAX_BLOCK && offset < code.len() {
+        while self.ops.len() - start < self.longest && offset < code.len() {
             match decode(cpu, &code[offset..]) {
                 Ok(Decoded::Op(op, flow)) => {
                     offset += usize::from(op.len);

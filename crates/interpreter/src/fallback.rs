@@ -44,8 +44,10 @@ pub enum AccessMode {
 pub const CARRIED_FLAGS: u64 = rflags::ARITHMETIC | rflags::DF;
 
 impl InterpreterVcpu {
-    /// Starts recording changes of address translation.
-    pub fn record_tlb_changes(&mut self) {
+    /// Becomes the other half of a translator: records changes of address translation, and decodes
+    /// only what it executes, since most of what follows is translated.
+    pub fn serve_translator(&mut self) {
+        self.blocks.longest = 1;
         self.cpu.tlb.changes = Some(vec![TlbChange::All]);
     }
 

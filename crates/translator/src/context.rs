@@ -11,9 +11,9 @@ pub(crate) const TLB_ENTRIES: usize = 1024;
 /// Bits of a linear address that choose the TLB entry.
 pub(crate) const TLB_INDEX: u64 = (TLB_ENTRIES as u64 - 1) << 12;
 /// Entries of the jump table; a power of two.
-pub(crate) const JUMP_ENTRIES: usize = 1024;
-/// Bits of a target address that choose the jump entry: seven low ones, three of the page.
-pub(crate) const JUMP_INDEX: u64 = 0x7_00fe;
+pub(crate) const JUMP_ENTRIES: usize = 4096;
+/// Bits of a target address that choose the jump entry.
+pub(crate) const JUMP_INDEX: u64 = (JUMP_ENTRIES as u64 - 1) << 1;
 /// The tag of TLB entry `index` while it is empty. Every tag is matched by the addresses of one
 /// page; this one's page belongs to an entry half the table away, so that no address that looks
 /// here matches, whatever the guest makes up, nor one just below or above.

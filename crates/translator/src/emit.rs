@@ -173,7 +173,12 @@ impl Emitter {
         }
         let index_register = self.address_register(index, R9);
         let base_register = self.address_register(base, R8);
-        let size = if none { 4 } else { displacement_size(instruction) };
+        // iced: 0 is none, 1 the shortest that fits; an absolute address has that of its width.
+        let size = match (none, displacement) {
+            (true, _) => instruction.memory_displ_size().max(4),
+            (false, 0) => 0,
+            (false, _) => 1,
+        };
         let memory = MemoryOperand::new(
             base_register,
             index_register,
@@ -385,14 +390,5 @@ impl Emitter {
         } else {
             dynasm!(self.code ; .arch x64 ; jmp =>label ; zero:);
         }
-    }
-}
-
-/// Displacement size for iced's encoder: none, or its own choice.
-fn displacement_size(instruction: &Instruction) -> u32 {
-    if instruction.memory_displacement64() == 0 {
-        0
-    } else {
-        4.max(instruction.memory_displ_size())
     }
 }

@@ -210,6 +210,5 @@ impl AddressSpaces {
 
 /// The index that PEXT with [`JUMP_INDEX`] extracts.
 fn jump_index(target: u64) -> usize {
-    const { assert!(JUMP_INDEX == 0x7_00fe) };
-    (target >> 1 & 0x7f | (target >> 16 & 7) << 7) as usize
+    ((target & JUMP_INDEX) >> 1) as usize
 }

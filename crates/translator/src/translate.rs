@@ -229,12 +229,17 @@ impl Translator<'_> {
         if by_cl {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
         }
-        self.copy(&bytes, &slots, written_slots(instruction));
+        self.copy(instruction, &bytes, &slots);
         Some(Flow::Next)
     }
 
     /// The encoded instruction between loads and stores of the slots that it uses.
-    fn copy(&mut self, bytes: &[u8], slots: &[(u8, u8)], written: impl Fn(u8) -> bool) {
+    fn copy(&mut self, instruction: &Instruction, bytes: &[u8], slots: &[(u8, u8)]) {
+        if slots.is_empty() {
+            self.emit.bytes(bytes);
+            return;
+        }
+        let written = written_slots(instruction);
         for &(guest, scratch) in slots {
             self.emit.load_guest(scratch, guest);
         }
@@ -269,7 +274,7 @@ impl Translator<'_> {
             let access = if operand.write { Access::Write } else { Access::Read };
             self.emit.check(access, operand.size.max(1) as u32, alignment);
         }
-        self.copy(&bytes, &slots, written_slots(instruction));
+        self.copy(instruction, &bytes, &slots);
         Some(Flow::Next)
     }
 
@@ -291,15 +296,26 @@ impl Translator<'_> {
 
     /// DIV and IDIV fault on the host as on the guest: cases that might go to the interpreter.
     fn div(&mut self, instruction: &Instruction) -> Option<Flow> {
-        if has_memory(instruction) {
-            return None;
-        }
-        let register = instruction.op0_register();
-        let number = register.full_register().number() as u8;
-        let wide = register.size() == 8;
+        let memory = has_memory(instruction);
+        let size = if memory {
+            instruction.memory_size().size()
+        } else {
+            instruction.op0_register().size()
+        };
+        let wide = size == 8;
         let signed = instruction.mnemonic() == Mnemonic::Idiv;
-        // RAX and RDX are operands; the divisor in them would be changed by what comes before.
-        self.emit.load_guest(R8, number);
+        if memory {
+            self.emit.linear_address(instruction)?;
+            self.emit.check(Access::Read, size as u32, Alignment::None);
+            if wide {
+                dynasm!(self.emit.code ; .arch x64 ; mov r8, [r8 + r9]);
+            } else {
+                dynasm!(self.emit.code ; .arch x64 ; mov r8d, [r8 + r9]);
+            }
+        } else {
+            let number = instruction.op0_register().full_register().number() as u8;
+            self.emit.load_guest(R8, number);
+        }
         if !wide {
             let code = &mut self.emit.code;
             if signed {
@@ -308,17 +324,20 @@ impl Translator<'_> {
                 dynasm!(code ; .arch x64 ; mov r8d, r8d);
             }
         }
-        self.require_nonzero(R8, 0);
         if signed {
+            self.require_nonzero(R8, 0);
             self.require_nonzero(R8, 1);
             self.require_sign_extended(wide);
         } else {
-            self.require_zero_high(wide);
+            self.require_quotient_fits(wide);
         }
-        let mut mapped = *instruction;
-        mapped.set_op_register(0, sized(R8, register));
-        let bytes = self.emit.encode(&mapped)?;
-        self.emit.bytes(&bytes);
+        let code = &mut self.emit.code;
+        match (signed, wide) {
+            (false, true) => dynasm!(code ; .arch x64 ; div r8),
+            (false, false) => dynasm!(code ; .arch x64 ; div r8d),
+            (true, true) => dynasm!(code ; .arch x64 ; idiv r8),
+            (true, false) => dynasm!(code ; .arch x64 ; idiv r8d),
+        }
         Some(Flow::Next)
     }
 
@@ -334,16 +353,18 @@ impl Translator<'_> {
         dynasm!(self.emit.code ; .arch x64 ; fine:);
     }
 
-    /// Exits unless the upper half of the dividend, RDX or EDX, is zero.
-    fn require_zero_high(&mut self, wide: bool) {
+    /// Exits unless the upper half of the dividend is below the divisor in R8: then the quotient
+    /// fits and the divisor is not zero. Compares with the flags saved.
+    fn require_quotient_fits(&mut self, wide: bool) {
+        dynasm!(self.emit.code ; .arch x64 ; pushfq);
         if wide {
-            dynasm!(self.emit.code ; .arch x64 ; mov rcx, rdx);
+            dynasm!(self.emit.code ; .arch x64 ; cmp rdx, r8);
         } else {
-            dynasm!(self.emit.code ; .arch x64 ; mov ecx, edx);
+            dynasm!(self.emit.code ; .arch x64 ; cmp edx, r8d);
         }
-        dynasm!(self.emit.code ; .arch x64 ; jrcxz >fine);
+        dynasm!(self.emit.code ; .arch x64 ; jb >fits ; popfq);
         self.emit.exit(None);
-        dynasm!(self.emit.code ; .arch x64 ; fine:);
+        dynasm!(self.emit.code ; .arch x64 ; fits: ; popfq);
     }
 
     /// Exits unless the upper half of the dividend is the sign of the lower.

@@ -80,7 +80,7 @@ impl TranslatorVcpu {
         let host = |cause: String| EngineError::Host { engine: crate::NAME, cause };
         let ram = Arc::clone(&config.ram);
         let mut interpreter = InterpreterVcpu::new(config)?;
-        interpreter.record_tlb_changes();
+        interpreter.serve_translator();
         let mut cache = CodeCache::new(cache_size.max(2 * MAX_BLOCK_BYTES))
             .map_err(|e| host(format!("no memory for translated code: {e}")))?;
         let glue = Glue::emit(&mut cache);
