@@ -24,8 +24,9 @@ fn start(code: &[u8]) -> Guest {
     Setup::new(engine(), MEMORY, bare::guest(code)).debug_exit().start()
 }
 
-/// Pauses and resumes the running guest; the median of the times that pauses took.
-fn median_pause(guest: &Guest) -> Duration {
+/// Pauses and resumes the running guest; the time within which a quarter of the pauses came. Others
+/// on the host make some pauses long; what the vCPU itself takes makes all of them long.
+fn usual_pause(guest: &Guest) -> Duration {
     let mut times: Vec<Duration> = (0..41)
         .map(|_| {
             thread::sleep(Duration::from_millis(2));
@@ -37,14 +38,14 @@ fn median_pause(guest: &Guest) -> Duration {
         })
         .collect();
     times.sort_unstable();
-    times[times.len() / 2]
+    times[times.len() / 4]
 }
 
 #[track_caller]
 fn answers_kicks(code: &[u8]) {
     let guest = start(code);
-    let median = median_pause(&guest);
-    assert!(median <= KICK, "pauses take {median:?}");
+    let usual = usual_pause(&guest);
+    assert!(usual <= KICK, "pauses take {usual:?}");
     guest.vm.kill();
     assert_eq!(guest.end(LIMIT), Outcome::Killed);
 }
