@@ -1,4 +1,4 @@
-//! Compares the interpreter with the host CPU on any number of cases, and tells the differences,
+//! Compares an engine with the host CPU on any number of cases, and tells the differences,
 //! one example for each group of instructions.
 //!
 //! `cargo run -p oracle --release --example hunt -- --cases 10000000 --seed 7`
@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use engine::Engine;
 use oracle::{Finding, Plan, VcpuSubject, check};
 
-/// Compare the interpreter with the host CPU.
+/// Compare an engine with the host CPU.
 #[derive(Parser)]
 struct Arguments {
     /// How many cases.
@@ -22,6 +23,9 @@ struct Arguments {
     /// Number of the first case.
     #[arg(long, default_value_t = 0)]
     first: u64,
+    /// The engine to compare: interpreter or translator.
+    #[arg(long, default_value = "interpreter")]
+    engine: String,
     /// Only cases with this instruction.
     #[arg(long)]
     filter: Option<String>,
@@ -47,9 +51,13 @@ fn main() -> anyhow::Result<()> {
         findings: arguments.findings,
         ..Plan::new(arguments.seed, arguments.cases)
     };
-    let engine = interpreter::Interpreter::new();
+    let engine: Box<dyn Engine> = match arguments.engine.as_str() {
+        "interpreter" => Box::new(interpreter::Interpreter::new()),
+        "translator" => Box::new(translator::Translator::new()?),
+        other => bail!("there is no engine {other}: choose interpreter or translator"),
+    };
     let started = Instant::now();
-    let (summary, findings) = check(&plan, || VcpuSubject::new(&engine))?;
+    let (summary, findings) = check(&plan, || VcpuSubject::new(&*engine))?;
     let mut groups: BTreeMap<String, Vec<&Finding>> = BTreeMap::new();
     for finding in &findings {
         groups.entry(finding.names()).or_default().push(finding);
