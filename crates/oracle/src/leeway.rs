@@ -180,7 +180,9 @@ fn forgive_place(native: &Observation, subject: &mut Observation) {
         subject.fault = native.fault;
     }
     let are_page_faults = [native, &*subject].iter().all(|o| o.fault.vector == vector::PF);
-    let distance = native.fault.address.abs_diff(subject.fault.address);
+    // An operand may lie around address zero.
+    let distance = native.fault.address.wrapping_sub(subject.fault.address);
+    let distance = distance.min(distance.wrapping_neg());
     if are_page_faults && distance < LARGEST_OPERAND {
         subject.fault = native.fault;
     }
