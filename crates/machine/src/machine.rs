@@ -195,7 +195,6 @@ impl Machine {
         for (instance, device) in &self.pc.devices {
             device.restore(&archive.take(device.kind(), instance)?)?;
         }
-        self.pc.console.restore();
         Ok(())
     }
 
