@@ -23,6 +23,9 @@ const OPTIONAL: [(&str, &str, &str); 1] =
 
 #[derive(Args, Default)]
 pub struct Options {
+    /// Instead run the tests that take long, which are ignored otherwise, in a release build
+    #[arg(long)]
+    long: bool,
     /// Arguments for `cargo test`, such as `--package lapic` or a test's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
@@ -35,10 +38,20 @@ pub fn run(options: &Options) -> Result<()> {
             eprintln!("note: {program} (Debian package {package}) {purpose}; going on without it");
         }
     }
-    let everything = ["--workspace".to_owned()];
-    let arguments = if options.arguments.is_empty() { &everything[..] } else { &options.arguments };
+    let mut command = cargo();
     // All of them, so that one run shows every failure.
-    run_command(cargo().args(["test", "--no-fail-fast"]).args(arguments))
+    command.args(["test", "--no-fail-fast"]);
+    if options.arguments.is_empty() {
+        command.arg("--workspace");
+    }
+    if options.long {
+        command.arg("--release");
+    }
+    command.args(&options.arguments);
+    if options.long {
+        command.args(["--", "--ignored"]);
+    }
+    run_command(&mut command)
 }
 
 fn provide_programs() -> Result<()> {
