@@ -1,0 +1,277 @@
+//! The platform `pc` as its vCPUs see it: what is where, and which line leads where.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backend::CaptureConsole;
+use device::{Answer, StopCause, Width};
+use engine::{CpuBus, Engine, EngineError, HypercallFrame, TscScale, Vcpu, VcpuConfig};
+use lapic::{Event, Mailbox};
+use machine::{CpuLevel, Machine, MachineSpec};
+use memory::Gpa;
+
+/// An engine that only shows what it was given.
+#[derive(Default)]
+struct Spy(std::sync::Mutex<Option<Arc<Mailbox>>>);
+
+impl Engine for Spy {
+    fn name(&self) -> &'static str {
+        "spy"
+    }
+
+    fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
+        *self.0.lock().unwrap() = Some(config.mailbox);
+        Err(EngineError::Unsupported { engine: "spy", missing: "everything".to_owned() })
+    }
+}
+
+struct Pc {
+    machine: Machine,
+    bus: Arc<dyn CpuBus>,
+    mailbox: Arc<Mailbox>,
+    console: Arc<CaptureConsole>,
+}
+
+fn pc() -> Pc {
+    let console = CaptureConsole::new(1 << 10);
+    let spec = MachineSpec { debug_exit: true, ..MachineSpec::new(16 << 20) };
+    let profile = CpuLevel::Portable.profile().unwrap();
+    let mut machine = Machine::new(spec, profile, None, Arc::clone(&console) as _).unwrap();
+    let spy = Spy::default();
+    assert!(machine.create_vcpus(&spy).is_err());
+    let mailbox = spy.0.lock().unwrap().take().unwrap();
+    Pc { bus: machine.bus(), machine, mailbox, console }
+}
+
+impl Pc {
+    fn out(&self, port: u16, value: u32) -> Answer<()> {
+        self.bus.port_write(port, Width::Byte, value)
+    }
+
+    fn read(&self, port: u16, width: Width) -> u32 {
+        match self.bus.port_read(port, width) {
+            Answer::Done(value) => value,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn io_apic(&self, register: u32, value: u32) {
+        self.bus.mmio_write(0xfec0_0000, &register.to_le_bytes());
+        self.bus.mmio_write(0xfec0_0010, &value.to_le_bytes());
+    }
+
+    /// Leads input `gsi` to `vector` of the boot processor, level-triggered or not.
+    fn route(&self, gsi: u32, vector: u32, level: bool) {
+        self.io_apic(0x11 + 2 * gsi, 0);
+        self.io_apic(0x10 + 2 * gsi, vector | u32::from(level) << 15);
+    }
+
+    fn posted(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.mailbox.drain(|event| events.push(event));
+        events
+    }
+
+    /// Waits for a vector, as a sleeping vCPU would.
+    fn wait_for(&self, vector: u8) {
+        let start = Instant::now();
+        while !self.posted().contains(&Event::Interrupt { vector, level: false }) {
+            assert!(start.elapsed() < Duration::from_secs(10), "no interrupt");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Makes the local APIC known as enabled: the guest's first act.
+    fn enable_apic(&self) {
+        let info = self.mailbox.destination();
+        self.mailbox.publish(lapic::DestinationInfo { software_enabled: true, ..info });
+    }
+}
+
+#[test]
+fn the_console_prints() {
+    let pc = pc();
+    for byte in *b"hi" {
+        assert_eq!(pc.out(0x3f8, byte.into()), Answer::Done(()));
+    }
+    assert_eq!(pc.console.text(), "hi");
+}
+
+#[test]
+fn the_uart_interrupts_on_input_4() {
+    let pc = pc();
+    pc.enable_apic();
+    pc.route(4, 0x41, false);
+    let input = pc.machine.console_input();
+    assert_eq!(input.push(b"x"), 0, "the guest does not listen yet");
+    pc.out(0x3fc, 0x08);
+    pc.out(0x3f9, 0x01);
+    assert_eq!(input.push(b"x"), 1);
+    assert_eq!(pc.posted(), [Event::Interrupt { vector: 0x41, level: false }]);
+    assert_eq!(pc.read(0x3f8, Width::Byte), u32::from(b'x'));
+}
+
+#[test]
+fn the_pit_interrupts_on_input_2_while_time_passes() {
+    let pc = pc();
+    pc.enable_apic();
+    pc.route(2, 0x30, false);
+    pc.out(0x43, 0x34);
+    pc.out(0x40, 0xff);
+    pc.out(0x40, 0x04);
+    // In this mode the output goes high at once.
+    pc.posted();
+    std::thread::sleep(Duration::from_millis(10));
+    assert_eq!(pc.posted(), [], "time stands, and the PIT interrupts");
+    pc.machine.start_time();
+    pc.wait_for(0x30);
+    pc.machine.stop_time();
+    pc.posted();
+    std::thread::sleep(Duration::from_millis(10));
+    assert_eq!(pc.posted(), []);
+}
+
+#[test]
+fn the_pic_interrupts_the_boot_processor() {
+    let pc = pc();
+    // Both controllers: edge, vectors 0x20 and 0x28, cascade, 8086 mode; all but input 4 masked.
+    for (port, words) in [(0x20, [0x20, 4]), (0xa0, [0x28, 2])] {
+        pc.out(port, 0x11);
+        pc.out(port + 1, words[0]);
+        pc.out(port + 1, words[1]);
+        pc.out(port + 1, 1);
+    }
+    pc.out(0x21, !(1 << 4) & 0xff);
+    assert!(!pc.mailbox.extint());
+    pc.out(0x3fc, 0x08);
+    pc.out(0x3f9, 0x01);
+    pc.machine.console_input().push(b"x");
+    assert!(pc.mailbox.extint());
+    assert_eq!(pc.bus.acknowledge_extint(), 0x24);
+    assert!(!pc.mailbox.extint());
+}
+
+#[test]
+fn the_power_button_raises_the_sci_until_the_guest_clears_it() {
+    let pc = pc();
+    pc.enable_apic();
+    pc.route(9, 0x39, true);
+    pc.bus.port_write(0x602, Width::Word, 0x100);
+    pc.machine.press_power_button();
+    let sci = Event::Interrupt { vector: 0x39, level: true };
+    assert_eq!(pc.posted(), [sci]);
+    pc.bus.end_of_interrupt(0x39);
+    assert_eq!(pc.posted(), [sci], "a level that stays sends again");
+    pc.bus.port_write(0x600, Width::Word, 0x100);
+    pc.bus.end_of_interrupt(0x39);
+    assert_eq!(pc.posted(), []);
+}
+
+#[test]
+fn guests_stop_the_machine() {
+    let pc = pc();
+    let stop = |cause| Answer::StopAfterInstruction((), cause);
+    assert_eq!(pc.bus.port_write(0x604, Width::Word, 0x3400), stop(StopCause::PowerOff));
+    assert_eq!(pc.out(0xcf9, 6), stop(StopCause::Reset));
+    assert_eq!(pc.out(0x64, 0xfe), stop(StopCause::Reset));
+    for width in [Width::Byte, Width::Word, Width::Dword] {
+        let exit = stop(StopCause::DebugExit { value: 7 });
+        assert_eq!(pc.bus.port_write(0xf4, width, 7), exit);
+    }
+}
+
+#[test]
+fn a_configuration_address_is_no_reset() {
+    let pc = pc();
+    // Function 6 of device 0: its second byte is the value that resets at port 0xcf9.
+    assert_eq!(pc.bus.port_write(0xcf8, Width::Dword, 0x8000_0600), Answer::Done(()));
+    assert_eq!(pc.bus.port_write(0xcf8, Width::Word, 0x0600), Answer::Done(()));
+    assert_eq!(pc.read(0xcf8, Width::Dword), u32::MAX);
+    assert_eq!(pc.read(0xcfc, Width::Word), 0xffff);
+}
+
+#[test]
+fn the_kvm_clock_agrees_with_the_tsc() {
+    let pc = pc();
+    let profile = pc.machine.profile();
+    let signature = profile.cpuid(0x4000_0000, 0);
+    assert_eq!(signature.ebx.to_le_bytes(), *b"KVMK");
+    pc.machine.start_time();
+    std::thread::sleep(Duration::from_millis(2));
+    assert_eq!(pc.bus.msr_write(0, 0x4b56_4d01, 0x1000 | 1), Answer::Done(()));
+    assert_eq!(pc.bus.msr_read(0, 0x4b56_4d01), Answer::Done(0x1001));
+    let mut info = [0; 32];
+    pc.machine.ram().read(Gpa(0x1000), &mut info).unwrap();
+    let at = |from: usize| u64::from_le_bytes(info[from..from + 8].try_into().unwrap());
+    let (tsc, time) = (at(8), at(16));
+    assert!(time >= 2_000_000 && time <= pc.bus.clock().now());
+    assert_eq!(tsc, TscScale::new(profile.tsc_khz()).ns_to_ticks(time));
+    // Beyond memory the structure is not written; other MSRs are nobody's.
+    assert_eq!(pc.bus.msr_write(0, 0x4b56_4d01, u64::MAX), Answer::Done(()));
+    assert_eq!(pc.bus.msr_read(0, 0x1234), Answer::Fault);
+    assert_eq!(pc.bus.msr_write(0, 0x1234, 0), Answer::Fault);
+}
+
+#[test]
+fn unknown_hypercalls_say_so() {
+    let pc = pc();
+    for (cpl, result) in [(0, -1000_i64), (3, -1)] {
+        let mut frame = HypercallFrame { rax: 5, arguments: [0; 4], cpl };
+        assert_eq!(pc.bus.hypercall(0, &mut frame), Answer::Done(()));
+        assert_eq!(frame.rax as i64, result);
+    }
+}
+
+#[test]
+fn a_guest_that_touches_everything_breaks_nothing() {
+    let pc = pc();
+    for value in [0, 0xff, 0x5a5a_5a5a, u32::MAX] {
+        for port in 0..=u16::MAX {
+            for width in [Width::Byte, Width::Word, Width::Dword] {
+                pc.bus.port_read(port, width);
+                pc.bus.port_write(port, width, value);
+            }
+        }
+    }
+    for page in [0xfec0_0000_u64, 0xfed0_0000, 0xb000_0000, 0xffff_f000, u64::MAX - 0xfff] {
+        for offset in 0..0xff8 {
+            let mut data = [0; 8];
+            for len in [1, 2, 4, 8] {
+                pc.bus.mmio_read(page + offset, &mut data[..len]);
+                pc.bus.mmio_write(page + offset, &[0xa5; 8][..len]);
+            }
+        }
+    }
+    let stats = pc.machine.stats();
+    assert!(stats.ports.iter().all(|p| p.reads > 0 && p.writes > 0), "{:?}", stats.ports);
+    assert_eq!(stats.mmio[0].device, "io-apic");
+}
+
+#[test]
+fn what_was_saved_is_restored_and_nothing_is_left_over() {
+    let pc = pc();
+    pc.out(0x3ff, 0x5a);
+    pc.out(0x43, 0x34);
+    pc.route(4, 0x41, false);
+    pc.bus.msr_write(0, 0x4b56_4d01, 0x1001);
+    let mut archive = state::Archive::new();
+    pc.machine.save(&mut archive).unwrap();
+    let fresh = self::pc();
+    let profile = Machine::saved_profile(&mut archive).unwrap();
+    assert_eq!(&profile, fresh.machine.profile());
+    fresh.machine.restore_clock(&mut archive).unwrap();
+    fresh.machine.restore_devices(&mut archive).unwrap();
+    archive.finish().unwrap();
+    assert_eq!(fresh.read(0x3ff, Width::Byte), 0x5a);
+    assert_eq!(fresh.bus.msr_read(0, 0x4b56_4d01), Answer::Done(0x1001));
+}
+
+#[test]
+fn a_missing_device_is_named() {
+    let pc = pc();
+    let mut archive = state::Archive::new();
+    pc.machine.save(&mut archive).unwrap();
+    archive.take("pit", "0").unwrap();
+    let error = pc.machine.restore_devices(&mut archive).unwrap_err().to_string();
+    assert!(error.contains("pit/0"), "{error}");
+}
