@@ -28,6 +28,7 @@ macro_rules! corpus {
 
 corpus! {
     interpreter: interpreter::Interpreter::new(),
+    translator: translator::Translator::new().expect("a host with BMI2, AVX2 and FSGSBASE"),
 }
 
 /// Far above what a program takes alone: the tests of a run share the host.
