@@ -68,7 +68,9 @@ fn main() {
 /// The macro `each_program!(run)`: a test for each program, which calls `run` with its name.
 fn each_program(programs: &[(String, PathBuf)]) -> String {
     let tests = programs.iter().map(|(name, _)| {
-        format!("        #[test]\n        fn {name}() {{\n            $run({name:?});\n        }}\n")
+        format!(
+            "        #[test]\n        fn {name}() {{\n            $run({name:?});\n        }}\n"
+        )
     });
     let tests: String = tests.collect();
     format!("macro_rules! each_program {{\n    ($run:expr) => {{\n{tests}    }};\n}}\n")

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use engine::Engine;
 use lifecycle::{
-    BootFiles, ConsoleOutput, EngineChoice, MachineSpec, Outcome, Policy, SnapshotDir, Vm, VmConfig, VmError,
+    BootFiles, ConsoleOutput, EngineChoice, MachineSpec, Outcome, Policy, SnapshotDir, Vm,
+    VmConfig, VmError,
 };
 
 /// Bytes of console that are kept.
@@ -51,11 +52,13 @@ impl Transcript {
         self.lock().text()
     }
 
-    /// When the first line that contains `needle` was complete.
-    pub fn time_of(&self, needle: &str) -> Option<Instant> {
+    /// When the first line that contains `needle` after the first `from` bytes was complete.
+    pub fn time_of(&self, needle: &str, from: usize) -> Option<Instant> {
         let text = self.lock();
-        let line = text.text().split('\n').position(|line| line.contains(needle))?;
-        text.lines.get(line).copied()
+        let found =
+            text.bytes.get(from..)?.windows(needle.len()).position(|at| at == needle.as_bytes());
+        let before = text.bytes[..from + found?].iter().filter(|byte| **byte == b'\n').count();
+        text.lines.get(before).copied()
     }
 
     /// Waits until `needle` was printed after the first `from` bytes.

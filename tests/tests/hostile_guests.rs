@@ -67,9 +67,7 @@ fn a_long_repetition_is_interrupted() {
     // again: mov ecx, -1; rep lodsb; jmp again (no address is refused: there is no paging)
     answers_kicks(&[0xb9, 0xff, 0xff, 0xff, 0xff, 0xf3, 0xac, 0xeb, 0xf7]);
     // again: mov edi, 0x200000; mov ecx, 0xc00000; rep stosb; jmp again
-    answers_kicks(&[
-        0xbf, 0, 0, 0x20, 0, 0xb9, 0, 0, 0xc0, 0, 0xf3, 0xaa, 0xeb, 0xf2,
-    ]);
+    answers_kicks(&[0xbf, 0, 0, 0x20, 0, 0xb9, 0, 0, 0xc0, 0, 0xf3, 0xaa, 0xeb, 0xf2]);
 }
 
 #[test]
@@ -107,10 +105,8 @@ fn a_storm_of_faults_is_interrupted() {
     // Flat code at the handler's selector and at 0x10, which the guest is entered with.
     put(GDT - ENTRY + 8, &0x00cf_9a00_0000_ffff_u64.to_le_bytes());
     put(GDT - ENTRY + 16, &0x00cf_9a00_0000_ffff_u64.to_le_bytes());
-    let gate = u64::from(HANDLER & 0xffff)
-        | 8 << 16
-        | 0x8e00 << 32
-        | u64::from(HANDLER >> 16) << 48;
+    let gate =
+        u64::from(HANDLER & 0xffff) | 8 << 16 | 0x8e00 << 32 | u64::from(HANDLER >> 16) << 48;
     put(IDT - ENTRY + 6 * 8, &gate.to_le_bytes());
     answers_kicks(&code);
 }

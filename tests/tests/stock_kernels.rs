@@ -132,13 +132,16 @@ fn a_kernel_reboots_and_a_forced_triple_fault_ends_it() {
     let first_life = guest.text().len();
     guest.type_in("reboot -f\n");
     guest.expect_after("READY", first_life, BOOT);
-    guest.type_in("echo triple > /sys/kernel/reboot/type; echo 1 > /sys/kernel/reboot/force; reboot -f\n");
+    guest.type_in(
+        "echo triple > /sys/kernel/reboot/type; echo 1 > /sys/kernel/reboot/force; reboot -f\n",
+    );
     let outcome = guest.end(BOOT);
     assert!(matches!(outcome, Outcome::TripleFault(_)), "{outcome}:\n{}", guest.last_lines());
 }
 
 #[test]
 fn complaints_are_found() {
-    let text = "[    0.1] BUG: x\n[    1.2] PCI: Fatal: No config space access function found\nfine\n";
+    let text =
+        "[    0.1] BUG: x\n[    1.2] PCI: Fatal: No config space access function found\nfine\n";
     assert_eq!(complaints(text), ["[    0.1] BUG: x"]);
 }
