@@ -151,7 +151,7 @@ fn a_boot_survives_handovers_at_random_points() {
     points.sort_unstable();
     let alone = number("SAVE_POINTS").map_or(ALONE, |n| n as usize);
     let every = POINTS.div_ceil(alone.max(1));
-    println!("seed {seed}, {life} instructions");
+    eprintln!("seed {seed}, {life} instructions");
 
     let mut guest = new_guest().expect("it was there before");
     let mut at = 0;

@@ -129,8 +129,8 @@ fn idling_is_cheap_and_the_clock_keeps_time(shell: &mut Shell) {
     let share = (cpu_time() - cpu) / idle;
     let rate = (shell.timer_interrupts() - interrupts) / idle;
     let drift = (shell.clock_difference(start) - before).abs();
-    println!("idle: {:.2}% of a core, {rate:.1} timer interrupts a second", share * 100.0);
-    println!("drift: {:.3} ms in {:.0} s", drift * 1e3, start.elapsed().as_secs_f64());
+    eprintln!("idle: {:.2}% of a core, {rate:.1} timer interrupts a second", share * 100.0);
+    eprintln!("drift: {:.3} ms in {:.0} s", drift * 1e3, start.elapsed().as_secs_f64());
     assert!(share <= IDLE_SHARE, "idling takes {:.2}% of a core", share * 100.0);
     assert!(rate <= TICKLESS, "{rate} timer interrupts a second");
     let allowed = DRIFT_PER_MINUTE.as_secs_f64() * start.elapsed().as_secs_f64() / 60.0;
