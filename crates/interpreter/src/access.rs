@@ -254,6 +254,7 @@ impl Cpu {
     }
 
     /// Translates one address, through the TLB or by a walk that fills it.
+    #[inline(always)]
     pub(crate) fn translate(
         &mut self,
         at: Linear,
@@ -263,6 +264,11 @@ impl Cpu {
         if let Some(page) = self.tlb.lookup(mode, usage, at.address) {
             return Ok(Place::Ram(RamOffset(page + at.address % PAGE)));
         }
+        self.translate_by_walk(at, usage, mode)
+    }
+
+    #[cold]
+    fn translate_by_walk(&mut self, at: Linear, usage: Use, mode: Mode) -> Result<Place, Raised> {
         if self.long_mode() && !is_canonical(at.address) {
             return self.fault(if at.stack { Exception::SS0 } else { Exception::GP0 });
         }

@@ -351,8 +351,10 @@ pub(crate) fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> (u64, bool) {
     cpu.leave_block = false;
     cpu.system_flags &= !rflags::RF;
     let mut executed = 0;
+    // RIP is kept here, too: each instruction but the last goes on behind itself.
+    let mut next = cpu.rip();
     for op in ops {
-        let next = cpu.reg(RIP).wrapping_add(u64::from(op.len));
+        next = next.wrapping_add(u64::from(op.len));
         cpu.set_reg(RIP, next);
         if (op.exec)(cpu, op, bus).is_err() {
             cpu.set_rip(next.wrapping_sub(u64::from(op.len)));
