@@ -41,10 +41,9 @@ impl EngineChoice {
         };
         let interpreter = || Arc::new(interpreter::Interpreter::new());
         Ok(match self {
-            Self::Auto => Selected {
-                engine: interpreter(),
-                reason: "the translator is still experimental",
-            },
+            Self::Auto => {
+                Selected { engine: interpreter(), reason: "the translator is still experimental" }
+            }
             Self::Interpreter => Selected { engine: interpreter(), reason: "it was asked for" },
             Self::Translator => Selected {
                 engine: Arc::new(translator::Translator::new()?),
