@@ -145,11 +145,22 @@ fn outs<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Result<bool, Raised>
     Ok(cpu.stop.is_none())
 }
 
+/// What a repeat prefix with 32-bit addresses does even without iterations: hosts clear the upper
+/// half of the count, and of the pointers of MOVS and STOS.
+fn narrow(cpu: &mut Cpu, op: &Op, registers: &[u8]) {
+    if op.address_mask == 0xffff_ffff && op.has(REP | REPNE) {
+        for register in registers {
+            set_address(cpu, op, *register, cpu.reg(*register));
+        }
+    }
+}
+
 /// One element, or, with a repeat prefix, up to a chunk of them.
 fn repeat(cpu: &mut Cpu, op: &Op, bus: Bus<'_>, element: Element) -> Step {
     if !op.has(REP | REPNE) {
         return element(cpu, op, bus).map(|_| ());
     }
+    narrow(cpu, op, &[RCX]);
     let mut count = cpu.reg(RCX) & op.address_mask;
     let flags = cpu.flags;
     for _ in 0..CHUNK {
@@ -222,6 +233,7 @@ fn rep_stos<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
         cpu.set_reg(RDI, to.address.wrapping_add(run * W::BYTES));
         cpu.set_reg(RCX, count - run);
     }
+    narrow(cpu, op, &[RDI]);
     repeat(cpu, op, bus, stos::<W>)
 }
 
@@ -262,6 +274,7 @@ fn rep_movs<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
         cpu.set_reg(RDI, to.address.wrapping_add(run * W::BYTES));
         cpu.set_reg(RCX, count - run);
     }
+    narrow(cpu, op, &[RSI, RDI]);
     repeat(cpu, op, bus, movs::<W>)
 }
 
