@@ -218,6 +218,10 @@ fn elements(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     if plan.is_store()
         && let (Some(&first), Some(&last)) = (active.first(), active.last())
     {
+        if plan.unit() == Unit::Mmx {
+            let at = op.linear_at(cpu, base, 1, true)?;
+            cpu.check_operand_alignment(at, 8)?;
+        }
         // All elements must be writable before the first is written: they lie on two pages at most,
         // that of the first byte and that of the last.
         for offset in [address(&plan, first), address(&plan, last).wrapping_add(size - 1)] {
