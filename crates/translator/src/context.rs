@@ -48,12 +48,6 @@ pub(crate) struct Context {
     pub(crate) gs_base: u64,
     /// The present [`Tables`].
     pub(crate) tables: u64,
-    /// Masks for PEXT: TLB index, jump index, page number, page number or low 4 or 5 bits.
-    pub(crate) tlb_index: u64,
-    pub(crate) jump_index: u64,
-    pub(crate) page_number: u64,
-    pub(crate) page_or_16: u64,
-    pub(crate) page_or_32: u64,
     /// Host stack pointer on entry.
     pub(crate) host_rsp: u64,
     /// Why translated code was left, and the address of the exit's data.
@@ -63,8 +57,8 @@ pub(crate) struct Context {
     pub(crate) linear: u64,
     /// Scratch of one instruction.
     pub(crate) temporary: [u64; 3],
-    /// Guest instructions that blocks have executed.
-    pub(crate) retired: u64,
+    /// Instructions of the block that was left last.
+    pub(crate) last: u64,
     /// Where the guest's vector registers are kept: an XSAVE area in standard form.
     pub(crate) vectors: u64,
     /// Host MXCSR while guest code runs is the guest's; this is the host's own.
@@ -84,17 +78,12 @@ impl Context {
             fs_base: 0,
             gs_base: 0,
             tables: 0,
-            tlb_index: TLB_INDEX,
-            jump_index: JUMP_INDEX,
-            page_number: !0xfff,
-            page_or_16: !0xfff | 15,
-            page_or_32: !0xfff | 31,
             host_rsp: 0,
             exit_kind: 0,
             exit_data: 0,
             linear: 0,
             temporary: [0; 3],
-            retired: 0,
+            last: 0,
             vectors: 0,
             host_mxcsr: 0x1f80,
         }
@@ -105,6 +94,7 @@ impl Context {
 /// address, so that adding an address inside the page gives the offset, without touching flags.
 #[repr(C, align(64))]
 pub(crate) struct Tables {
+    pub(crate) masks: Masks,
     pub(crate) read: [u64; TLB_ENTRIES],
     pub(crate) write: [u64; TLB_ENTRIES],
     /// Host address minus linear address of the page.
@@ -117,9 +107,30 @@ pub(crate) struct Tables {
     pub(crate) jump_host: [u64; JUMP_ENTRIES],
 }
 
+/// Operands of PEXT, close to the tables' address so that they are short to encode.
+#[repr(C)]
+pub(crate) struct Masks {
+    tlb_index: u64,
+    jump_index: u64,
+    page_number: u64,
+    /// Page number and the bits that an aligned operand of 16 or 32 bytes has clear.
+    page_or_16: u64,
+    page_or_32: u64,
+}
+
+impl Masks {
+    pub(crate) const ALL: Self = Self {
+        tlb_index: TLB_INDEX,
+        jump_index: JUMP_INDEX,
+        page_number: !0xfff,
+        page_or_16: !0xfff | 15,
+        page_or_32: !0xfff | 31,
+    };
+}
+
 /// Offsets in [`Context`] (from the GS base) and in [`Tables`], as displacements.
 pub(crate) mod at {
-    use super::{Context, Tables, offset_of};
+    use super::{Context, Masks, Tables, offset_of};
 
     macro_rules! offsets {
         ($($name:ident $base:ident $field:ident;)*) => {
@@ -131,14 +142,22 @@ pub(crate) mod at {
         VECTORS_MISSING Context vectors_missing; VECTORS_ALLOWED Context vectors_allowed;
         VECTORS_WERE_LOADED Context vectors_were_loaded;
         FS_BASE Context fs_base; GS_BASE Context gs_base; TABLES Context tables;
-        TLB_INDEX Context tlb_index; JUMP_INDEX Context jump_index;
-        PAGE_NUMBER Context page_number; PAGE_OR_16 Context page_or_16;
-        PAGE_OR_32 Context page_or_32; HOST_RSP Context host_rsp;
+        HOST_RSP Context host_rsp;
         EXIT_KIND Context exit_kind; EXIT_DATA Context exit_data; LINEAR Context linear;
-        TEMPORARY Context temporary; RETIRED Context retired; VECTORS Context vectors;
+        TEMPORARY Context temporary; LAST Context last; VECTORS Context vectors;
         HOST_MXCSR Context host_mxcsr;
         READ Tables read; WRITE Tables write; ADDEND Tables addend;
         JUMP_TAG Tables jump_tag; JUMP_PAGE Tables jump_page; JUMP_HOST Tables jump_host;
+    }
+
+    macro_rules! masks {
+        ($($name:ident $field:ident;)*) => {
+            $(pub(crate) const $name: i8 = (offset_of!(Tables, masks) + offset_of!(Masks, $field)) as i8;)*
+        };
+    }
+    masks! {
+        TLB_INDEX tlb_index; JUMP_INDEX jump_index; PAGE_NUMBER page_number;
+        PAGE_OR_16 page_or_16; PAGE_OR_32 page_or_32;
     }
 
     /// Slot of guest register `number`.

@@ -242,10 +242,10 @@ impl Emitter {
             Alignment::To32 => (at::PAGE_OR_32, 0),
         };
         dynasm!(self.code ; .arch x64
-            ; gs pext r9, r8, [DWORD at::TLB_INDEX]
+            ; pext r9, r8, [BYTE r15 + at::TLB_INDEX]
             ; mov rcx, [r15 + r9 * 8 + tags]
             ; lea rcx, [rcx + r8 + last]
-            ; gs pext rcx, rcx, [DWORD mask]
+            ; pext rcx, rcx, [BYTE r15 + mask]
             ; jrcxz >hit
         );
         self.exit(Some(access));
@@ -284,7 +284,7 @@ impl Emitter {
     /// instruction, which must not have had any effect yet. Then R9 is the entry's index.
     pub(crate) fn find_target(&mut self) {
         dynasm!(self.code ; .arch x64
-            ; gs pext r9, r8, [DWORD at::JUMP_INDEX]
+            ; pext r9, r8, [BYTE r15 + at::JUMP_INDEX]
             ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
             ; lea rcx, [rcx + r8]
             ; jrcxz >found
@@ -303,13 +303,9 @@ impl Emitter {
         );
     }
 
-    /// Adds to the count of executed instructions.
+    /// Tells how many instructions of the block have been executed, for when they are counted.
     pub(crate) fn count(&mut self, executed: u32) {
-        dynasm!(self.code ; .arch x64
-            ; gs mov rcx, [DWORD at::RETIRED]
-            ; lea rcx, [rcx + executed as i32]
-            ; gs mov [DWORD at::RETIRED], rcx
-        );
+        dynasm!(self.code ; .arch x64 ; gs mov DWORD [DWORD at::LAST], executed as i32);
     }
 
     /// Jumps to page offset `target` of this page: at first to an exit that finds the block and

@@ -7,7 +7,7 @@
 use interpreter::{AccessMode, TlbChange};
 use memory::{GuestRam, RamOffset};
 
-use crate::context::{JUMP_ENTRIES, JUMP_INDEX, TLB_ENTRIES, Tables, empty_jump, empty_tag};
+use crate::context::{JUMP_ENTRIES, JUMP_INDEX, Masks, TLB_ENTRIES, Tables, empty_jump, empty_tag};
 
 /// Address spaces (PCIDs) that have tables at a time.
 const SPACES: usize = 8;
@@ -39,6 +39,7 @@ impl Logged {
     fn new() -> Self {
         Self {
             tables: Box::new(Tables {
+                masks: Masks::ALL,
                 read: std::array::from_fn(empty_tag),
                 write: std::array::from_fn(empty_tag),
                 addend: [0; TLB_ENTRIES],
@@ -60,6 +61,19 @@ impl Logged {
             self.is_logged[index] = false;
         }
         self.flush_jumps();
+    }
+
+    /// Forgets the jump targets in the linear page at `page`.
+    fn flush_jumps_into(&mut self, page: u64) {
+        let tables = &mut self.tables;
+        self.jumps_filled.retain(|&index| {
+            let index = usize::from(index);
+            let stays = tables.jump_page[index] != page;
+            if !stays {
+                tables.jump_tag[index] = empty_jump(index);
+            }
+            stays
+        });
     }
 
     fn flush_jumps(&mut self) {
@@ -176,7 +190,7 @@ impl AddressSpaces {
                 logged.tables.read[index] = empty_tag(index);
                 logged.tables.write[index] = empty_tag(index);
             }
-            logged.flush_jumps();
+            logged.flush_jumps_into(linear & !0xfff);
         });
     }
 

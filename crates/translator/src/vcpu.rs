@@ -219,6 +219,7 @@ impl TranslatorVcpu {
         let mode = self.interpreter.access_mode();
         self.spaces.fill_jump(mode, registers.rip, block.entry);
         self.context().page = registers.rip & !0xfff;
+        self.context().last = 0;
         self.load_context(&registers);
         if self.interpreter.budget().is_some() {
             // One block at a time, so that the instructions can be counted.
@@ -261,22 +262,20 @@ impl TranslatorVcpu {
         let kind = context.exit_kind;
         let data = context.exit_data;
         let page = context.page;
-        let retired = std::mem::take(&mut context.retired);
+        let last = context.last;
         let (word, second) = (self.cache.word(data), self.cache.word(data + 4));
         self.counters.exits[(kind as usize).min(4)] += 1;
         if kind == Exit::Poll as u64 {
-            self.store_registers(page.wrapping_add(u64::from(word)), retired);
+            self.store_registers(page.wrapping_add(u64::from(word)), last);
             return None;
         }
         if kind == Exit::Chain as u64 {
-            self.store_registers(page.wrapping_add(u64::from(word)), retired);
+            self.store_registers(page.wrapping_add(u64::from(word)), last);
             return self.link(data - u64::from(second));
         }
         let info = ExitInfo::unpack(word);
-        self.store_registers(
-            page.wrapping_add(u64::from(info.offset)),
-            retired + u64::from(info.executed),
-        );
+        let rip = page.wrapping_add(u64::from(info.offset));
+        self.store_registers(rip, u64::from(info.executed));
         self.interpret(bus, info, data, second)
     }
 
@@ -285,7 +284,9 @@ impl TranslatorVcpu {
         let registers =
             Registers { gpr: context.gpr, rip, flags: context.flags & interpreter::CARRIED_FLAGS };
         self.interpreter.set_registers(&registers);
-        self.interpreter.account(executed);
+        if self.interpreter.budget().is_some() {
+            self.interpreter.account(executed);
+        }
     }
 
     /// A direct jump whose site is at `site` has no target yet: links it.
@@ -300,10 +301,12 @@ impl TranslatorVcpu {
             // The site is gone with the cache.
             return None;
         }
-        let distance = block.entry.wrapping_sub(site + 4) as i64;
+        // Every loop jumps backwards in the cache somewhere, and polls there; jumps forward need not.
+        let target = if block.entry > site { block.body } else { block.entry };
+        let distance = target.wrapping_sub(site + 4) as i64;
         self.cache.patch(site, i32::try_from(distance).ok()?);
         let vectors = self.context().vectors_were_loaded != 0;
-        Some(Resume { host: block.entry, vectors })
+        Some(Resume { host: target, vectors })
     }
 
     /// Lets the interpreter execute the instruction of an exit.
@@ -380,6 +383,10 @@ impl Vcpu for TranslatorVcpu {
     }
 
     fn set_budget(&mut self, instructions: Option<u64>) {
+        if instructions.is_some() && self.interpreter.budget().is_none() {
+            // Jumps that were linked without a budget pass polls, where instructions are counted.
+            self.drop_all();
+        }
         self.interpreter.set_budget(instructions);
     }
 
@@ -397,6 +404,8 @@ impl Vcpu for TranslatorVcpu {
 
     fn stats(&self) -> VcpuStats {
         let mut stats = self.interpreter.stats();
+        // Translated code does not count.
+        stats.instructions = None;
         let c = &self.counters;
         let [_, interpret, chain, poll, _] = c.exits;
         stats.counters.extend([
