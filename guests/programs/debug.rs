@@ -26,6 +26,7 @@ static COUNT: Global<usize> = Global::new(0);
 fn main(t: &mut Report) {
     registers(t);
     step(t);
+    step_branches(t);
     step_specials(t);
     step_system_calls(t);
     instruction(t);
@@ -150,6 +151,19 @@ fn step(t: &mut Report) {
     let fault = snippet!("ud2").at(Mode::User64).flags(flag::TF).run();
     t.eq("a fault comes instead of the step", fault.outcome(), Outcome::fault(UD));
     cpu::write_dr6(DR6_CLEAR);
+}
+
+/// DEBUGCTL.BTF: only taken branches step, and the trap clears it.
+fn step_branches(t: &mut Report) {
+    cpu::wrmsr(msr::DEBUGCTL, 2);
+    t.eq("DEBUGCTL.BTF reads back", cpu::rdmsr(msr::DEBUGCTL), 2);
+    let code = snippet!("xor eax, eax"; "jnz 2f", "rep stosb", "jmp 2f", "ud2", "2:", "nop", "nop");
+    let run = code.at(Mode::Kernel64).flags(flag::TF).rdi(stack_top() - 64).rcx(3);
+    let trap = traced(run);
+    t.eq("BTF steps at a taken branch", offsets(trap.mark), list(&[8, 9, 10]));
+    t.eq("BTF: DR6", dr6(0), DR6_CLEAR | BS);
+    t.eq("the trap clears BTF", cpu::rdmsr(msr::DEBUGCTL), 0);
+    cpu::wrmsr(msr::DEBUGCTL, 0);
 }
 
 fn step_specials(t: &mut Report) {

@@ -143,6 +143,7 @@ impl Cpu {
         self.system_flags &= !cleared;
         if event.vector == vector::DB {
             self.dr7 &= !dr::DR7_GD;
+            self.msrs.debug_exception();
         }
         self.shadow = engine::Shadow::None;
         self.refresh();

@@ -15,6 +15,9 @@ use x86::exception::Exception;
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// IA32_MISC_ENABLE: fast strings; branch trace and PEBS unavailable.
 const MISC_ENABLE_RESET: u64 = 1 << 0 | 1 << 11 | 1 << 12;
+/// IA32_DEBUGCTL: last branch records, which no register shows, and single-step on branches.
+const DEBUGCTL_LBR: u64 = 1 << 0;
+const DEBUGCTL_BTF: u64 = 1 << 1;
 /// IA32_MTRRCAP: 8 variable ranges, fixed ranges, write combining.
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// IA32_MTRR_DEF_TYPE after a firmware: enabled, write-back.
@@ -82,6 +85,16 @@ impl Msrs {
         })
     }
 
+    /// DEBUGCTL.BTF: with RFLAGS.TF, only taken branches trap (SDM vol. 3B 18.4.3).
+    pub(crate) fn steps_on_branches(&self) -> bool {
+        self.plain.get(&msr::DEBUGCTL).is_some_and(|value| value & DEBUGCTL_BTF != 0)
+    }
+
+    /// A debug exception switches branch records and stepping on branches off.
+    pub(crate) fn debug_exception(&mut self) {
+        self.plain.insert(msr::DEBUGCTL, 0);
+    }
+
     /// All values for saving, by number.
     pub(crate) fn save(&self) -> Vec<(u32, u64)> {
         let mut all = self.plain.clone();
@@ -130,9 +143,21 @@ fn plain_is_valid(number: u32, value: u64) -> bool {
         // Memory types 0, 1, 4 to 7 in each byte.
         msr::PAT => value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7)),
         msr::XSS => value == 0,
-        msr::MTRR_DEF_TYPE => value & !0xcff == 0,
+        msr::DEBUGCTL => value & !(DEBUGCTL_LBR | DEBUGCTL_BTF) == 0,
+        msr::MTRR_DEF_TYPE => value & !0xcff == 0 && is_range_type(value as u8),
+        // Base and mask of the variable ranges alternate; physical addresses have at most 52 bits.
+        msr::MTRR_PHYSBASE0..msr::MTRR_FIX64K if number % 2 == 0 => {
+            value & 0xfff0_0000_0000_0f00 == 0 && is_range_type(value as u8)
+        }
+        msr::MTRR_PHYSBASE0..msr::MTRR_FIX64K => value & 0xfff0_0000_0000_07ff == 0,
+        msr::MTRR_FIX64K..msr::PAT => value.to_le_bytes().into_iter().all(is_range_type),
         _ => true,
     }
+}
+
+/// Whether an MTRR can give memory this type (SDM vol. 3A table 12-8).
+fn is_range_type(kind: u8) -> bool {
+    matches!(kind, 0 | 1 | 4..=6)
 }
 
 impl Cpu {

@@ -20,7 +20,7 @@ use crate::access::{Linear, Place};
 use crate::blocks::Blocks;
 use crate::cpu::{Bus, CodeSize, Cpu, RIP, Raised};
 use crate::decode::{Decoded, MAX_LENGTH, decode};
-use crate::op::Op;
+use crate::op::{Op, REP, REPNE};
 use crate::tlb::Use;
 
 /// Instructions between two looks at the clock: some 20 microseconds.
@@ -282,6 +282,7 @@ impl InterpreterVcpu {
             Err(_) => return self.fetch_faulted(bus),
         };
         self.cpu.step_suppressed = false;
+        let start = self.cpu.rip();
         let held_off = self.cpu.debug_trap;
         let (executed, completed) = run_ops(&mut self.cpu, std::slice::from_ref(&op), bus);
         self.count(executed);
@@ -289,13 +290,21 @@ impl InterpreterVcpu {
             // What a faulting instruction has touched is touched again when it is restarted.
             self.cpu.debug_trap = held_off;
         }
-        if stepping && completed && !self.cpu.step_suppressed {
+        let steps = stepping && (!self.cpu.msrs.steps_on_branches() || self.branched(&op, start));
+        if steps && completed && !self.cpu.step_suppressed {
             // MOV SS holds the trap off; the next instruction gives its own.
             if self.cpu.shadow != Shadow::MovSs {
                 self.cpu.debug_trap |= dr::DR6_BS;
             }
         }
         self.cpu.attention |= self.cpu.debug_trap != 0;
+    }
+
+    /// Whether `op`, executed at RIP `start`, has branched.
+    fn branched(&self, op: &Op, start: u64) -> bool {
+        let rip = self.cpu.rip();
+        let repeats = rip == start && op.has(REP | REPNE);
+        rip != start.wrapping_add(u64::from(op.len)) && !repeats
     }
 
     /// Fetches and decodes one instruction at `linear`.
