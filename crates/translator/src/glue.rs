@@ -130,11 +130,27 @@ fn emit_leave(code: &mut Code) {
     );
     for register in 0..16_u8 {
         let n = i32::from(register);
-        dynasm!(code ; .arch x64
-            ; vmovdqu [rax + xsave::XMM as i32 + n * 16], Rx(register)
-            ; vextracti128 [rax + xsave::AVX_OFFSET as i32 + n * 16], Ry(register), 1
-        );
+        dynasm!(code ; .arch x64 ; vmovdqu [rax + xsave::XMM as i32 + n * 16], Rx(register));
     }
+    // XINUSE tells whether any upper half is other than zero.
+    dynasm!(code ; .arch x64
+        ; mov r8, rax
+        ; mov ecx, 1
+        ; xgetbv
+        ; test eax, x86::cr::xcr0::AVX as i32
+        ; mov rax, r8
+        ; jz >clear
+    );
+    for register in 0..16_u8 {
+        let upper = xsave::AVX_OFFSET as i32 + i32::from(register) * 16;
+        dynasm!(code ; .arch x64 ; vextracti128 [rax + upper], Ry(register), 1);
+    }
+    dynasm!(code ; .arch x64 ; jmp >control ; clear: ; vpxor xmm0, xmm0, xmm0);
+    for register in 0..16_i32 {
+        let upper = xsave::AVX_OFFSET as i32 + register * 16;
+        dynasm!(code ; .arch x64 ; vmovdqu [rax + upper], xmm0);
+    }
+    dynasm!(code ; .arch x64 ; control:);
     dynasm!(code ; .arch x64
         ; stmxcsr DWORD [rax + xsave::MXCSR as i32]
         ; gs ldmxcsr DWORD [DWORD at::HOST_MXCSR]
@@ -149,17 +165,30 @@ fn emit_leave(code: &mut Code) {
     );
 }
 
-/// Loads the vector registers from their area; changes R8 and no flag.
+/// Loads the vector registers from their area; changes R8 and the flags.
+///
+/// Upper halves are only written when one is not zero: a register whose upper half has been
+/// written slows every SSE instruction down, as long as VZEROUPPER does not clean it.
 fn emit_vector_load(code: &mut Code) {
-    dynasm!(code ; .arch x64 ; gs mov r8, [DWORD at::VECTORS]);
+    dynasm!(code ; .arch x64
+        ; gs mov r8, [DWORD at::VECTORS]
+        ; vmovdqu ymm0, [r8 + xsave::AVX_OFFSET as i32]
+    );
+    for part in 1..8_i32 {
+        dynasm!(code ; .arch x64 ; vpor ymm0, ymm0, [r8 + xsave::AVX_OFFSET as i32 + part * 32]);
+    }
+    dynasm!(code ; .arch x64 ; vptest ymm0, ymm0 ; vzeroupper);
     for register in 0..16_u8 {
         let n = i32::from(register);
-        dynasm!(code ; .arch x64
-            ; vmovdqu Rx(register), [r8 + xsave::XMM as i32 + n * 16]
-            ; vinserti128 Ry(register), Ry(register), [r8 + xsave::AVX_OFFSET as i32 + n * 16], 1
-        );
+        dynasm!(code ; .arch x64 ; movdqu Rx(register), [r8 + xsave::XMM as i32 + n * 16]);
+    }
+    dynasm!(code ; .arch x64 ; jz >clean);
+    for register in 0..16_u8 {
+        let upper = xsave::AVX_OFFSET as i32 + i32::from(register) * 16;
+        dynasm!(code ; .arch x64 ; vinserti128 Ry(register), Ry(register), [r8 + upper], 1);
     }
     dynasm!(code ; .arch x64
+        ; clean:
         ; ldmxcsr DWORD [r8 + xsave::MXCSR as i32]
         ; gs mov QWORD [DWORD at::VECTORS_MISSING], 0
         ; ret
@@ -171,7 +200,9 @@ fn emit_load_vectors(code: &mut Code, load: u64, interpret: u64) {
     dynasm!(code ; .arch x64
         ; gs mov rcx, [DWORD at::VECTORS_ALLOWED]
         ; jrcxz >refused
+        ; pushfq
         ; call extern load as usize
+        ; popfq
         ; pop rcx
         ; lea rcx, [rcx + 8]
         ; jmp rcx
