@@ -315,7 +315,20 @@ fn is_vector(instruction: &Instruction) -> bool {
     !features.is_empty() && features.iter().all(known) && operands && !is_special(instruction)
 }
 
-/// Implicit registers, control state, element-wise faults.
+/// Whether a vector instruction leaves an index in ECX.
+pub(crate) fn gives_index(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        M::Pcmpestri
+            | M::Pcmpistri
+            | M::Pcmpestri64
+            | M::Vpcmpestri
+            | M::Vpcmpistri
+            | M::Vpcmpestri64
+    )
+}
+
+/// Control state, element-wise faults, general registers.
 fn is_special(instruction: &Instruction) -> bool {
     matches!(
         instruction.mnemonic(),
@@ -329,16 +342,6 @@ fn is_special(instruction: &Instruction) -> bool {
             | M::Vmaskmovpd
             | M::Vpmaskmovd
             | M::Vpmaskmovq
-            | M::Pcmpestri
-            | M::Pcmpestrm
-            | M::Pcmpistri
-            | M::Pcmpestri64
-            | M::Pcmpestrm64
-            | M::Vpcmpestri
-            | M::Vpcmpestrm
-            | M::Vpcmpistri
-            | M::Vpcmpestri64
-            | M::Vpcmpestrm64
             | M::Vzeroall
             | M::Movnti
             | M::Crc32

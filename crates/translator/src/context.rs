@@ -12,8 +12,8 @@ pub(crate) const TLB_ENTRIES: usize = 1024;
 pub(crate) const TLB_INDEX: u64 = (TLB_ENTRIES as u64 - 1) << 12;
 /// Entries of the jump table; a power of two.
 pub(crate) const JUMP_ENTRIES: usize = 4096;
-/// Bits of a target address that choose the jump entry.
-pub(crate) const JUMP_INDEX: u64 = (JUMP_ENTRIES as u64 - 1) << 1;
+/// Bits of a target's hash that choose the jump entry.
+pub(crate) const JUMP_INDEX: u64 = JUMP_ENTRIES as u64 - 1;
 /// The tag of TLB entry `index` while it is empty. Every tag is matched by the addresses of one
 /// page; this one's page belongs to an entry half the table away, so that no address that looks
 /// here matches, whatever the guest makes up, nor one just below or above.
@@ -23,7 +23,26 @@ pub(crate) const fn empty_tag(index: usize) -> u64 {
 
 /// The tag of jump entry `index` while it is empty: that of an address of another entry.
 pub(crate) const fn empty_jump(index: usize) -> u64 {
-    (((index as u64 & 1) ^ 1) << 1).wrapping_neg()
+    // Address 0 has hash 0 and belongs to entry 0; address 2 does not.
+    const { assert!(jump_index(0) == 0 && jump_index(2) != 0) };
+    if index == 0 { 2_u64.wrapping_neg() } else { 0 }
+}
+
+/// The jump entry of a target: the low bits of its CRC32C, which the CPU computes without touching
+/// flags.
+pub(crate) const fn jump_index(target: u64) -> usize {
+    const REFLECTED: u32 = 0x82f6_3b78;
+    let mut remainder = target;
+    let mut step = 0;
+    while step < 64 {
+        let low = remainder & 1 != 0;
+        remainder >>= 1;
+        if low {
+            remainder ^= REFLECTED as u64;
+        }
+        step += 1;
+    }
+    (remainder & JUMP_INDEX) as usize
 }
 
 /// State of a vCPU while translated code runs.

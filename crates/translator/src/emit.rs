@@ -284,7 +284,9 @@ impl Emitter {
     /// instruction, which must not have had any effect yet. Then R9 is the entry's index.
     pub(crate) fn find_target(&mut self) {
         dynasm!(self.code ; .arch x64
-            ; pext r9, r8, [BYTE r15 + at::JUMP_INDEX]
+            ; mov r9d, 0
+            ; crc32 r9, r8
+            ; pext r9, r9, [BYTE r15 + at::JUMP_INDEX]
             ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
             ; lea rcx, [rcx + r8]
             ; jrcxz >found

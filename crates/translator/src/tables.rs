@@ -7,7 +7,8 @@
 use interpreter::{AccessMode, TlbChange};
 use memory::{GuestRam, RamOffset};
 
-use crate::context::{JUMP_ENTRIES, JUMP_INDEX, Masks, TLB_ENTRIES, Tables, empty_jump, empty_tag};
+use crate::context::jump_index;
+use crate::context::{JUMP_ENTRIES, Masks, TLB_ENTRIES, Tables, empty_jump, empty_tag};
 
 /// Address spaces (PCIDs) that have tables at a time.
 const SPACES: usize = 8;
@@ -220,9 +221,4 @@ impl AddressSpaces {
             }
         }
     }
-}
-
-/// The index that PEXT with [`JUMP_INDEX`] extracts.
-fn jump_index(target: u64) -> usize {
-    ((target & JUMP_INDEX) >> 1) as usize
 }

@@ -7,7 +7,7 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
-use crate::allow::{Access, Class, classify};
+use crate::allow::{Access, Class, classify, gives_index};
 use crate::context::at;
 use crate::emit::{Alignment, Emitter, ExitInfo, R8, R9, RCX};
 use crate::glue::Glue;
@@ -275,6 +275,9 @@ impl Translator<'_> {
             self.emit.check(access, operand.size.max(1) as u32, alignment);
         }
         self.copy(instruction, &bytes, &slots);
+        if gives_index(instruction) {
+            self.emit.store_guest(1, RCX);
+        }
         Some(Flow::Next)
     }
 
