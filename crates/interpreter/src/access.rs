@@ -86,7 +86,7 @@ impl Cpu {
             && !self.careful
         {
             let to = RamOffset(page + at.address % PAGE);
-            if self.ram.is_quiet(to) && !(locked && at.address % W::BYTES != 0) {
+            if self.ram.is_quiet(to) && (!locked || at.address.is_multiple_of(W::BYTES)) {
                 return Ok(self.update_ram::<W>(to, locked, change));
             }
         }
@@ -127,7 +127,7 @@ impl Cpu {
         // faults does so as a write.
         let places = self.locate(at, W::BYTES, Use::Write, self.mode)?;
         if let (Place::Ram(to), None) = places
-            && at.address % W::BYTES == 0
+            && at.address.is_multiple_of(W::BYTES)
         {
             self.begin_write(to);
             let old = self.update_ram::<W>(to, locked, change);

@@ -177,7 +177,7 @@ impl Cpu {
     fn gate(&mut self, bus: Bus<'_>, event: Event, external: u32) -> Result<Gate, Raised> {
         let size = if self.long_mode() { 16 } else { 8 };
         let entry = u64::from(event.vector) * size;
-        let code = u32::from(event.vector) * 8 | selector_error::IDT | external;
+        let code = (u32::from(event.vector) << 3) | selector_error::IDT | external;
         if entry + size - 1 > u64::from(self.idtr.limit) {
             return self.fault(Exception::gp(code));
         }

@@ -23,7 +23,7 @@ impl Cpu {
     /// Writes to the xAPIC page; only aligned 32-bit ones have an effect.
     pub(crate) fn write_apic(&mut self, bus: Bus<'_>, offset: u64, from: &[u8]) {
         if let Some(value) = from.first_chunk::<4>()
-            && offset % 4 == 0
+            && offset.is_multiple_of(4)
         {
             let now = self.tsc(bus);
             let effects = self.apic.mmio_write(offset as u32, u32::from_le_bytes(*value), now);

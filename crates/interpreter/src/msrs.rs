@@ -146,7 +146,7 @@ fn plain_is_valid(number: u32, value: u64) -> bool {
         msr::DEBUGCTL => value & !(DEBUGCTL_LBR | DEBUGCTL_BTF) == 0,
         msr::MTRR_DEF_TYPE => value & !0xcff == 0 && is_range_type(value as u8),
         // Base and mask of the variable ranges alternate; physical addresses have at most 52 bits.
-        msr::MTRR_PHYSBASE0..msr::MTRR_FIX64K if number % 2 == 0 => {
+        msr::MTRR_PHYSBASE0..msr::MTRR_FIX64K if number.is_multiple_of(2) => {
             value & 0xfff0_0000_0000_0f00 == 0 && is_range_type(value as u8)
         }
         msr::MTRR_PHYSBASE0..msr::MTRR_FIX64K => value & 0xfff0_0000_0000_07ff == 0,

@@ -110,7 +110,7 @@ impl Cpu {
 
     /// The checks that every code segment passes; `allowed` is the privilege check.
     fn check_code(&mut self, segment: &Segment, selector: u16, allowed: bool) -> Step {
-        let mode_ok = !self.long_mode() || !(segment.long() && segment.big());
+        let mode_ok = !(self.long_mode() && segment.long() && segment.big());
         if !segment.is_code() || !allowed || !mode_ok {
             return self.fault(Exception::gp(error_of(selector)));
         }
