@@ -42,7 +42,13 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     pub(crate) fn new() -> Self {
-        Self { table: vec![EMPTY; SLOTS].into_boxed_slice(), ops: Vec::new(), longest: MAX_BLOCK, decoded: 0, drops: 0 }
+        Self {
+            table: vec![EMPTY; SLOTS].into_boxed_slice(),
+            ops: Vec::new(),
+            longest: MAX_BLOCK,
+            decoded: 0,
+            drops: 0,
+        }
     }
 
     /// Forgets all blocks.
