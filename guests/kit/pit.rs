@@ -50,17 +50,16 @@ static TSC_PER_MS: Global<u64> = Global::new(0);
 
 /// Time-stamp counter ticks in a millisecond, measured once against the PIT.
 ///
-/// The least of several measurements: a host that takes the processor away
+/// The least of many short measurements: a host that takes the processor away
 /// only makes them longer.
 pub fn tsc_per_ms() -> u64 {
     if TSC_PER_MS.get() == 0 {
-        const MS: u64 = 3;
         let measure = |_| {
             let start = cpu::tsc();
-            wait((HZ * MS / 1000) as u16);
-            (cpu::tsc() - start) / MS
+            wait((HZ / 1000) as u16);
+            cpu::tsc() - start
         };
-        TSC_PER_MS.set((0..4).map(measure).min().unwrap_or(1).max(1));
+        TSC_PER_MS.set((0..16).map(measure).min().unwrap_or(1).max(1));
     }
     TSC_PER_MS.get()
 }

@@ -357,7 +357,16 @@ trap_common:
     mov     rdi, rsp
     mov     rbx, rsp
     and     rsp, -16
+    // An interrupt may come between any two instructions of Rust code, which
+    // keeps values in these registers; no x87 register and no MXCSR.
+    sub     rsp, 256
+    .irp    n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movups  [rsp + 16 * \n], xmm\n
+    .endr
     call    trap_dispatch
+    .irp    n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movups  xmm\n, [rsp + 16 * \n]
+    .endr
     mov     rsp, rbx
     pop     rax
     mov     rcx, cr0

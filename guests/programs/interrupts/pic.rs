@@ -235,8 +235,8 @@ fn pit_modes(t: &mut Report) {
     for (mode, name) in [(2u8, "mode 2"), (3, "mode 3")] {
         clear_log();
         pic::set_mask(!1);
-        pit::start(mode, 1193);
         let start = cpu::tsc();
+        pit::start(mode, 1193);
         let came = wait_until(LIMIT_MS, || crate::LOG_LEN.get() >= 20);
         let ms = (cpu::tsc() - start) / pit::tsc_per_ms();
         pic::set_mask(0xffff);

@@ -10,7 +10,7 @@ const VECTOR: u8 = 0x48;
 /// Generous limits: hosts are shared.
 const LIMIT_MS: u64 = 400;
 /// How far ahead a timer is set that is then stopped.
-const AHEAD_MS: u64 = 20;
+const AHEAD_MS: u64 = 60;
 
 static FIRED_AT: Global<u64> = Global::new(0);
 
@@ -105,17 +105,22 @@ const DIVIDERS: [(u32, u32); 8] =
     [(0xb, 1), (0x0, 2), (0x1, 4), (0x2, 8), (0x3, 16), (0x8, 32), (0x9, 64), (0xa, 128)];
 
 fn divider(t: &mut Report, mode: &str) {
-    let counted = |code: u32| {
+    let measure = |code: u32| {
         stop();
         apic::write(reg::TIMER_DIVIDE, code);
-        apic::write(reg::TIMER_INITIAL, u32::MAX);
         let tsc = cpu::tsc();
-        pit::spin_us(500);
+        apic::write(reg::TIMER_INITIAL, u32::MAX);
+        pit::spin_us(300);
         let count = u32::MAX - apic::read(reg::TIMER_CURRENT);
         let ticks = cpu::tsc() - tsc;
         stop();
-        // Counts in a fixed number of ticks, so that delays do not matter.
-        u64::from(count) * (pit::tsc_per_ms() / 2) / ticks.max(1)
+        (ticks, u64::from(count))
+    };
+    let counted = |code: u32| {
+        // The quickest of some, which the host disturbed the least; counts in a fixed number of
+        // ticks, so that what delay is left does not matter.
+        let (ticks, count) = (0..4).map(|_| measure(code)).min().unwrap_or((1, 0));
+        count * (pit::tsc_per_ms() / 2) / ticks.max(1)
     };
     let base = counted(0xb);
     for (code, divisor) in DIVIDERS {
@@ -144,9 +149,11 @@ fn deadline(t: &mut Report, mode: &str) {
     apic::write(reg::LVT_TIMER, apic::DEADLINE | u32::from(VECTOR));
     apic::write(reg::TIMER_INITIAL, 1000);
     t.eq(format_args!("{mode}: no count in deadline mode"), apic::read(reg::TIMER_CURRENT), 0);
+    let far = cpu::tsc() + pit::tsc_per_ms() * 10_000;
+    cpu::wrmsr(msr::TSC_DEADLINE, far);
+    t.eq(format_args!("{mode}: deadline reads back"), cpu::rdmsr(msr::TSC_DEADLINE), far);
     let target = cpu::tsc() + pit::tsc_per_ms() * 2;
     cpu::wrmsr(msr::TSC_DEADLINE, target);
-    t.eq(format_args!("{mode}: deadline reads back"), cpu::rdmsr(msr::TSC_DEADLINE), target);
     t.that(format_args!("{mode}: deadline fires"), wait_until(LIMIT_MS, || fired() > 0));
     t.that(format_args!("{mode}: not before its time"), FIRED_AT.get() >= target);
     t.eq(format_args!("{mode}: deadline disarmed"), cpu::rdmsr(msr::TSC_DEADLINE), 0);
