@@ -168,6 +168,8 @@ impl LocalApic {
             }
             // The destination is in other bits of the two modes' ICR.
             self.icr &= u64::from(u32::MAX);
+            // A restored state may hold requests that were waiting for the APIC to be enabled.
+            self.update_priority();
         }
         Ok(())
     }
