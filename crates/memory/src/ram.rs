@@ -353,7 +353,7 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::NotRam`] for a range that is not page-aligned RAM, [`MemoryError::Discard`].
     pub fn discard(&self, gpa: Gpa, len: u64) -> Result<(), MemoryError> {
-        if gpa.0 % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
+        if !gpa.0.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::NotRam { gpa: gpa.0, len });
         }
         let at = self.ram_range(gpa, len)?;

@@ -78,7 +78,7 @@ impl Window {
     #[inline]
     pub(crate) fn compare_exchange<T: Raw>(&self, offset: u64, old: T, new: T) -> Result<T, T> {
         let at = self.at(offset, size_of::<T>() as u64);
-        assert!(at as usize % size_of::<T>() == 0, "atomic access must be aligned");
+        assert!((at as usize).is_multiple_of(size_of::<T>()), "atomic access must be aligned");
         // SAFETY: the range is inside the mapping and aligned for T.
         unsafe { T::exchange(at, old, new) }
     }

@@ -111,7 +111,7 @@ impl Translation {
     pub fn allows(&self, config: &Config, access: Access) -> bool {
         match access.kind {
             Kind::Fetch if access.user => self.user && !self.no_execute,
-            Kind::Fetch => !self.no_execute && !(self.user && config.smep),
+            Kind::Fetch => !self.no_execute && (!self.user || !config.smep),
             Kind::Read | Kind::Write if access.user => {
                 self.user && (access.kind == Kind::Read || self.writable)
             }

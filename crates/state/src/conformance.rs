@@ -17,11 +17,11 @@ pub fn check_conformance(subject: &dyn Persist, fresh: &dyn Persist) {
         fresh.save("0").expect("save"),
         "{kind}: the restored component saves something else"
     );
-    refuses(fresh, Section { version: saved.version + 1, ..saved.clone() }, "a newer version");
-    refuses(fresh, Section { kind: format!("not-{kind}"), ..saved.clone() }, "another kind");
+    refuses(fresh, &Section { version: saved.version + 1, ..saved.clone() }, "a newer version");
+    refuses(fresh, &Section { kind: format!("not-{kind}"), ..saved.clone() }, "another kind");
     for len in 0..saved.payload.len() {
         let payload = saved.payload[..len].to_vec();
-        refuses(fresh, Section { payload, ..saved.clone() }, "a truncated payload");
+        refuses(fresh, &Section { payload, ..saved.clone() }, "a truncated payload");
     }
     // Flipped bits may decode to other legal values; they only must not panic.
     for bit in 0..saved.payload.len() * 8 {
@@ -33,8 +33,8 @@ pub fn check_conformance(subject: &dyn Persist, fresh: &dyn Persist) {
     assert_eq!(saved, fresh.save("0").expect("save"), "{kind}: refused input left traces");
 }
 
-fn refuses(fresh: &dyn Persist, section: Section, what: &str) {
-    let error = fresh.restore(&section);
+fn refuses(fresh: &dyn Persist, section: &Section, what: &str) {
+    let error = fresh.restore(section);
     assert!(error.is_err(), "{}: {what} was accepted", section.kind);
 }
 

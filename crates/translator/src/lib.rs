@@ -13,6 +13,8 @@
 //! Needs BMI2, AVX2 and FSGSBASE on the host.
 //! Neighbours: implements `engine`; uses `interpreter`, `memory`, `hostexec` (operand facts).
 
+#![expect(clippy::useless_conversion, reason = "dynasm! converts register numbers, which are u8")]
+
 mod alarm;
 mod allow;
 mod blocks;
