@@ -7,8 +7,7 @@
 use interpreter::{AccessMode, TlbChange};
 use memory::{GuestRam, RamOffset};
 
-use crate::context::jump_index;
-use crate::context::{JUMP_ENTRIES, Masks, TLB_ENTRIES, Tables, empty_jump, empty_tag};
+use crate::context::{JUMP_ENTRIES, Masks, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index};
 
 /// Address spaces (PCIDs) that have tables at a time.
 const SPACES: usize = 8;
@@ -33,7 +32,6 @@ pub(crate) struct AddressSpaces {
     next_victim: usize,
     /// Host address of guest RAM's first byte.
     host_window: u64,
-    pub(crate) fills: u64,
 }
 
 impl Logged {
@@ -91,7 +89,6 @@ impl AddressSpaces {
             present: 0,
             next_victim: 0,
             host_window: ram.host_window() as u64,
-            fills: 0,
         }
     }
 
@@ -107,7 +104,6 @@ impl AddressSpaces {
 
     /// Enters the page of `linear`, which lies at `ram` in guest RAM.
     pub(crate) fn fill(&mut self, mode: AccessMode, linear: u64, ram: RamOffset, writable: bool) {
-        self.fills += 1;
         let page = linear & !0xfff;
         let host = self.host_window.wrapping_add(ram.0 & !0xfff);
         let logged = self.logged(mode);
@@ -219,6 +215,101 @@ impl AddressSpaces {
             for logged in space.modes.iter_mut().flatten() {
                 f(space.pcid, logged);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the check in line computes: whether an access passes, and to which host address.
+    fn check(tables: &Tables, write: bool, linear: u64, size: u64) -> Option<u64> {
+        let index = (linear >> 12) as usize % TLB_ENTRIES;
+        let tags = if write { &tables.write } else { &tables.read };
+        let sum = tags[index].wrapping_add(linear).wrapping_add(size - 1);
+        (sum >> 12 == 0).then(|| linear.wrapping_add(tables.addend[index]))
+    }
+
+    fn spaces() -> AddressSpaces {
+        AddressSpaces::new(&GuestRam::new(&[(0, 1 << 20)]).unwrap())
+    }
+
+    /// Addresses that try to match a tag: each entry's own, its neighbours', and around page edges.
+    fn attempts(index: usize) -> impl Iterator<Item = u64> {
+        let pages = (0..TLB_ENTRIES as u64).map(|other| other << 12);
+        let tops = [0, 1 << 47, u64::MAX << 47, 1 << 62, u64::MAX << 22];
+        pages.chain([(index as u64) << 12]).flat_map(move |page| {
+            tops.into_iter().flat_map(move |top| {
+                [0_u64.wrapping_sub(8), 0_u64.wrapping_sub(1), 0, 1, 4088, 4095, 4096]
+                    .into_iter()
+                    .map(move |near| page.wrapping_add(top).wrapping_add(near))
+            })
+        })
+    }
+
+    #[test]
+    fn an_empty_table_lets_nothing_through() {
+        let mut spaces = spaces();
+        let tables = &spaces.logged(AccessMode::User).tables;
+        for linear in attempts(0) {
+            for size in [1, 2, 4, 8, 16, 32] {
+                assert_eq!(check(tables, false, linear, size), None, "{linear:#x}+{size}");
+                assert_eq!(check(tables, true, linear, size), None, "{linear:#x}+{size}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_serves_its_page_and_nothing_else() {
+        let mut spaces = spaces();
+        let window = spaces.host_window;
+        let page = 0xffff_8880_0012_3000;
+        spaces.fill(AccessMode::Supervisor, page, RamOffset(0x5000), false);
+        let tables = &spaces.logged(AccessMode::Supervisor).tables;
+        for linear in attempts((page >> 12) as usize % TLB_ENTRIES).chain([page, page + 4088]) {
+            for size in [1_u64, 8, 32] {
+                let inside = linear >= page && linear - page <= 4096 - size;
+                let expected = inside.then(|| window + 0x5000 + (linear - page));
+                assert_eq!(check(tables, false, linear, size), expected, "{linear:#x}+{size}");
+                assert_eq!(check(tables, true, linear, size), None, "no right to write");
+            }
+        }
+    }
+
+    #[test]
+    fn a_watched_page_loses_its_write_entry() {
+        let mut spaces = spaces();
+        spaces.fill(AccessMode::User, 0x7000, RamOffset(0x3000), true);
+        spaces.protect(RamOffset(0x3000));
+        let tables = &spaces.logged(AccessMode::User).tables;
+        assert_eq!(check(tables, true, 0x7000, 8), None);
+        assert!(check(tables, false, 0x7000, 8).is_some());
+    }
+
+    #[test]
+    fn invalidations_reach_every_space() {
+        let mut spaces = spaces();
+        for pcid in [1, 2] {
+            spaces.apply(TlbChange::Select(pcid));
+            spaces.fill(AccessMode::User, 0x7000, RamOffset(0x3000), true);
+            spaces.fill_jump(AccessMode::User, 0x7010, 0x1234);
+        }
+        spaces.apply(TlbChange::Page(0x7000));
+        for pcid in [1, 2] {
+            spaces.apply(TlbChange::Select(pcid));
+            let tables = &spaces.logged(AccessMode::User).tables;
+            assert_eq!(check(tables, false, 0x7000, 8), None);
+            let index = jump_index(0x7010);
+            assert_eq!(tables.jump_tag[index], empty_jump(index));
+        }
+    }
+
+    #[test]
+    fn an_empty_jump_entry_matches_no_target_that_looks_there() {
+        for index in 0..JUMP_ENTRIES {
+            let matched = empty_jump(index).wrapping_neg();
+            assert_ne!(jump_index(matched), index);
         }
     }
 }
