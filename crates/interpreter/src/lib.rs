@@ -42,6 +42,7 @@ mod vcpu;
 use engine::{Engine, EngineError, Vcpu, VcpuConfig};
 
 pub use fallback::{AccessMode, CARRIED_FLAGS, Registers};
+pub use ops::flow::condition_number;
 pub use tlb::TlbChange;
 pub use vcpu::InterpreterVcpu;
 

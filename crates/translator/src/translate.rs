@@ -6,6 +6,7 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use interpreter::condition_number;
 
 use crate::allow::{Access, Class, classify, gives_index};
 use crate::context::at;
@@ -580,7 +581,7 @@ impl Translator<'_> {
     }
 
     fn jcc(&mut self, instruction: &Instruction) -> Option<Flow> {
-        let condition = condition_number(instruction)?;
+        let condition = condition_number(instruction.condition_code())?;
         let label = self.cold_exit(instruction)?;
         self.emit.jump_if(condition, label);
         Some(Flow::Next)
@@ -660,27 +661,4 @@ fn written_slots(instruction: &Instruction) -> impl Fn(u8) -> bool {
         }
     }
     move |number| written >> number & 1 != 0
-}
-
-fn condition_number(instruction: &Instruction) -> Option<u8> {
-    use iced_x86::ConditionCode as C;
-    Some(match instruction.condition_code() {
-        C::o => 0,
-        C::no => 1,
-        C::b => 2,
-        C::ae => 3,
-        C::e => 4,
-        C::ne => 5,
-        C::be => 6,
-        C::a => 7,
-        C::s => 8,
-        C::ns => 9,
-        C::p => 10,
-        C::np => 11,
-        C::l => 12,
-        C::ge => 13,
-        C::le => 14,
-        C::g => 15,
-        C::None => return None,
-    })
 }

@@ -12,8 +12,8 @@ use crate::op::Op;
 
 const RCX: u8 = gpr::RCX as u8;
 
-/// The number of a condition in opcodes (SDM vol. 1 appendix B).
-pub(crate) fn condition_number(condition: ConditionCode) -> Option<u8> {
+/// The number of a condition in opcodes, 0 to 15 (SDM vol. 1 appendix B); `None` for no condition.
+pub fn condition_number(condition: ConditionCode) -> Option<u8> {
     use ConditionCode as C;
     Some(match condition {
         C::o => 0,
