@@ -179,7 +179,7 @@ pub enum EngineArg {
     Auto,
     /// Hardware assistance (not supported yet)
     Kvm,
-    /// Translation to host code (not supported yet)
+    /// Translation to host code (experimental)
     Translator,
     /// Interpretation
     Interpreter,
