@@ -188,7 +188,7 @@ unsafe fn set_up(resources: &Resources) -> Result<*mut u8, ()> {
 }
 
 /// Maps every page of both windows, and all once more where the worker may write.
-unsafe fn map_windows(file: i32) -> Result<*mut u8, ()> {
+fn map_windows(file: i32) -> Result<*mut u8, ()> {
     let map = |at: u64, length: usize, rights: i32, flags: i32, offset: usize| {
         let hint = ptr::without_provenance_mut(at as usize);
         // Populated: the error code of a page fault tells whether the page was there.
