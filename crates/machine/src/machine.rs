@@ -5,7 +5,7 @@ use std::sync::Arc;
 use backend::{ConsoleInput, ConsoleOutput};
 use boot::MemoryMap;
 use chipset::KvmClock;
-use device::GuestClock;
+use device::{GuestClock, WallClock};
 use engine::{CpuBus, CpuProfile, Engine, TscScale, Vcpu, VcpuConfig, VcpuState};
 use lapic::{Fabric, LocalApic, LocalApicConfig, Mailbox};
 use memory::GuestRam;
@@ -15,7 +15,9 @@ use x86::cpuid::Answer;
 
 use crate::pc::{self, Pc, Surroundings};
 use crate::save::{self, SavedClock};
-use crate::{AccessCount, BootFiles, MachineError, MachineSpec, TimerThread, VmClock};
+use crate::{
+    AccessCount, BootFiles, HostWallClock, MachineError, MachineSpec, TimerThread, VmClock,
+};
 
 /// A machine without its vCPU threads. It is made with its clock and timers stopped.
 pub struct Machine {
@@ -64,9 +66,24 @@ impl Machine {
     /// [`MachineError::Host`].
     pub fn new(
         spec: MachineSpec,
+        profile: CpuProfile,
+        boot: Option<BootFiles>,
+        console: Arc<dyn ConsoleOutput>,
+    ) -> Result<Self, MachineError> {
+        Self::with_wall_clock(spec, profile, boot, console, Arc::new(HostWallClock))
+    }
+
+    /// The same with another wall clock than the host's: with [`Machine::advance_time`], two such
+    /// machines see the same time.
+    ///
+    /// # Errors
+    /// As [`Machine::new`].
+    pub fn with_wall_clock(
+        spec: MachineSpec,
         mut profile: CpuProfile,
         boot: Option<BootFiles>,
         console: Arc<dyn ConsoleOutput>,
+        wall: Arc<dyn WallClock>,
     ) -> Result<Self, MachineError> {
         for (leaf, [eax, ebx, ecx, edx]) in KvmClock::cpuid(profile.tsc_khz()) {
             profile.set_leaf(leaf, 0, Answer { eax, ebx, ecx, edx });
@@ -83,6 +100,7 @@ impl Machine {
             ram: &ram,
             tsc,
             clock: &clock,
+            wall: &wall,
             timers: &timers,
             fabric: &fabric,
             console,
@@ -154,6 +172,20 @@ impl Machine {
     pub fn stop_time(&self) {
         self.timers.stop();
         self.clock.pause();
+    }
+
+    /// Moves the standing clock forward by `delta` nanoseconds and lets the timers that fall due
+    /// fire in order, on the calling thread, instead of letting time pass by the host's clock: what
+    /// the guest sees depends then on nothing but its own instructions. The vCPUs are parked.
+    pub fn advance_time(&self, delta: u64) {
+        let end = self.clock.now().saturating_add(delta);
+        self.timers.fire_until(end);
+        self.clock.set(end);
+    }
+
+    /// The guest time at which the next timer of a device is due, in nanoseconds.
+    pub fn next_timer(&self) -> Option<u64> {
+        self.timers.next_deadline()
     }
 
     /// Saves clock, profile and devices; vCPUs and memory are the caller's. The vCPUs are parked,

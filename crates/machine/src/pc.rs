@@ -32,7 +32,7 @@ use memory::{Gpa, GuestRam};
 
 use crate::cpu_bus::PcBus;
 use crate::listening::ListeningUart;
-use crate::{HostWallClock, MachineError, MachineSpec, MmioMap, PortMap, VmClock};
+use crate::{MachineError, MachineSpec, MmioMap, PortMap, VmClock};
 
 /// Ports of PCI's configuration mechanism, as (first, count).
 const PCI_CONFIG: (u16, u16) = (0xcf8, 8);
@@ -44,6 +44,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) ram: &'a Arc<GuestRam>,
     pub(crate) tsc: TscScale,
     pub(crate) clock: &'a Arc<VmClock>,
+    pub(crate) wall: &'a Arc<dyn WallClock>,
     pub(crate) timers: &'a dyn Timers,
     pub(crate) fabric: &'a Arc<Fabric>,
     pub(crate) console: Arc<dyn ConsoleOutput>,
@@ -62,9 +63,8 @@ pub(crate) struct Pc {
 impl Pc {
     /// Builds and connects the devices.
     pub(crate) fn new(around: Surroundings<'_>) -> Result<Self, MachineError> {
-        let Surroundings { spec, map, ram, tsc, clock, timers, fabric, console } = around;
+        let Surroundings { spec, map, ram, tsc, clock, wall, timers, fabric, console } = around;
         let guest_clock = || Arc::clone(clock) as Arc<dyn GuestClock>;
-        let wall: Arc<dyn WallClock> = Arc::new(HostWallClock);
         let messages: Arc<dyn MsiSender> = Arc::clone(fabric) as _;
 
         let pic = Arc::new(Pic::new(Arc::new(Intr(Arc::clone(&fabric.mailboxes()[0])))));
@@ -72,7 +72,7 @@ impl Pc {
         let isa = |irq| Arc::new(IsaLine::new(&pic, &io_apic, irq)) as Arc<dyn InterruptLine>;
         let pit = Arc::new(Pit::new(guest_clock(), timers, isa(0)));
         let size = MemorySize { below_4g: map.low_end(), above_4g: map.size() - map.low_end() };
-        let rtc = Arc::new(Rtc::new(guest_clock(), Arc::clone(&wall), timers, isa(Rtc::IRQ), size));
+        let rtc = Arc::new(Rtc::new(guest_clock(), Arc::clone(wall), timers, isa(Rtc::IRQ), size));
         let uart = Arc::new(Uart::new(Uart::COM1, isa(Uart::COM1_IRQ), console));
         let i8042 = Arc::new(I8042::new(isa(I8042::IRQS.0), isa(I8042::IRQS.1)));
         let acpi = Arc::new(AcpiPm::new(guest_clock(), timers, isa(AcpiPm::SCI_IRQ)));
@@ -80,7 +80,7 @@ impl Pc {
             spec.cpus as usize,
             Arc::new(Memory(Arc::clone(ram))),
             guest_clock(),
-            wall,
+            Arc::clone(wall),
             Arc::new(Tsc(tsc)),
         ));
 

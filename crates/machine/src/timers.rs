@@ -81,6 +81,24 @@ impl TimerThread {
         }
     }
 
+    /// Instead of the thread, lets the timers fire that are due up to guest time `end`, in order of
+    /// their deadlines, each with the clock set to its deadline. Not between [`TimerThread::start`]
+    /// and [`TimerThread::stop`].
+    pub fn fire_until(&self, end: Nanos) {
+        let mut state = self.shared.lock();
+        while let Some((deadline, index)) = state.queue.first().copied()
+            && deadline <= end
+        {
+            self.shared.clock.set(deadline.max(self.shared.clock.now()));
+            state = self.shared.fire(state, deadline, index);
+        }
+    }
+
+    /// The earliest deadline.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        self.shared.lock().queue.first().map(|(deadline, _)| *deadline)
+    }
+
     /// How often each timer fired, by name in order of creation.
     pub fn fired(&self) -> Vec<(&'static str, u64)> {
         self.shared.lock().timers.iter().map(|t| (t.name, t.fired)).collect()
@@ -313,6 +331,27 @@ mod tests {
         timer.arm(MS);
         let deadlines: Vec<_> = (0..5).map(|_| receiver.recv_timeout(LONG).unwrap()).collect();
         assert_eq!(deadlines, [MS, 2 * MS, 3 * MS, 4 * MS, 5 * MS]);
+    }
+
+    #[test]
+    fn timers_fire_by_hand_at_their_deadlines() {
+        let (clock, timers) = timers();
+        let own: Arc<Mutex<Option<Arc<dyn Timer>>>> = Arc::default();
+        let (again, time) = (Arc::clone(&own), Arc::clone(&clock));
+        let (sender, receiver) = channel();
+        let timer = timers.create(
+            "periodic",
+            Box::new(move |deadline| {
+                sender.send((deadline, time.now())).unwrap();
+                again.lock().unwrap().as_ref().unwrap().arm(deadline + MS);
+            }),
+        );
+        *own.lock().unwrap() = Some(Arc::clone(&timer));
+        timer.arm(MS);
+        timers.fire_until(3 * MS + 1);
+        let fired: Vec<_> = receiver.try_iter().collect();
+        assert_eq!(fired, [(MS, MS), (2 * MS, 2 * MS), (3 * MS, 3 * MS)]);
+        assert_eq!(timers.next_deadline(), Some(4 * MS));
     }
 
     #[test]
