@@ -227,6 +227,12 @@ impl Cpu {
     /// Derives CPL, code size, access mode and paging from the registers. Call it after any
     /// change of CS, SS, CR0, CR3, CR4, EFER, RFLAGS.AC or DR7.
     pub(crate) fn refresh(&mut self) {
+        self.refresh_level();
+        self.paging = self.paging_config();
+    }
+
+    /// The part of [`Cpu::refresh`] that depends on CS, SS and RFLAGS.
+    pub(crate) fn refresh_level(&mut self) {
         let protected = self.cr0 & cr0::PE != 0;
         let virtual_8086 = self.system_flags & rflags::VM != 0;
         self.cpl = match (protected, virtual_8086) {
@@ -243,7 +249,6 @@ impl Cpu {
             CodeSize::Bits16
         };
         self.refresh_access();
-        self.paging = self.paging_config();
         self.leave_block = true;
     }
 

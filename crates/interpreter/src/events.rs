@@ -146,7 +146,7 @@ impl Cpu {
             self.msrs.debug_exception();
         }
         self.shadow = engine::Shadow::None;
-        self.refresh();
+        self.refresh_level();
         Ok(())
     }
 
@@ -169,7 +169,7 @@ impl Cpu {
         self.segment[seg::CS].base = pointer >> 16 << 4;
         self.set_rip(pointer & 0xffff);
         self.system_flags &= !(rflags::IF | rflags::TF | rflags::RF | rflags::AC);
-        self.refresh();
+        self.refresh_level();
         Ok(())
     }
 

@@ -11,9 +11,11 @@ use std::sync::Arc;
 use engine::{CpuBus, RunState, Shadow, VcpuExit};
 use hostexec::FpuState;
 use memory::RamOffset;
-use x86::cr::{cr0, cr4, rflags, xcr0};
+use x86::cr::{cr0, cr4, efer, rflags, xcr0};
+use x86::segment::seg;
 
 use crate::access::{Linear, Place};
+use crate::decode::{Decoded, MAX_LENGTH};
 use crate::flags::Flags;
 use crate::tlb::{Mode, TlbChange, Use};
 use crate::vcpu::{InterpreterVcpu, run_ops};
@@ -28,6 +30,39 @@ pub struct Registers {
     /// The arithmetic flags and DF, at their places in RFLAGS; other bits are zero.
     pub flags: u64,
 }
+
+/// What else translated code changes itself: it follows SYSCALL, SYSRET, SWAPGS, CLI, STI, STAC
+/// and CLAC without the interpreter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SystemState {
+    /// RFLAGS.IF at its place, or 0.
+    pub interrupt_flag: u64,
+    /// RFLAGS.AC at its place, or 0.
+    pub access_flag: u64,
+    /// CPL. A change stands for SYSCALL (to 0) or SYSRET to 64-bit code (to 3).
+    pub level: u64,
+    /// FS base.
+    pub fs_base: u64,
+    /// GS base.
+    pub gs_base: u64,
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
+}
+
+/// A decoded instruction that the interpreter keeps for a place that comes to it often.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    index: u32,
+    generation: u32,
+}
+
+impl Kept {
+    /// Not decoded yet.
+    pub const NONE: Self = Self { index: u32::MAX, generation: 0 };
+}
+
+/// Most instructions kept at a time; then all are decoded anew.
+const MOST_KEPT: usize = 1 << 18;
 
 /// Who accesses memory: what decides access rights besides the page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,6 +140,8 @@ impl InterpreterVcpu {
             || self.cpu.careful
             || self.cpu.steps_singly()
             || self.cpu.shadow != Shadow::None
+            || self.cpu.system_flags & rflags::DF != 0
+            || !matches!(self.cpu.cpl, 0 | 3)
     }
 
     /// Executes one instruction, or delivers its fault.
@@ -112,22 +149,126 @@ impl InterpreterVcpu {
         self.execute(bus, 1);
     }
 
-    /// Executes one instruction of 64-bit code, or delivers its fault; gives the address behind it,
-    /// when it lies inside one page of RAM. Not for [`InterpreterVcpu::must_interpret`].
-    pub fn step_to_next(&mut self, bus: &dyn CpuBus) -> Option<u64> {
-        let rip = self.cpu.rip();
-        let Some(at) = self.locate_code() else {
-            self.step(bus);
-            return None;
-        };
-        let Some(op) = self.blocks.find(&mut self.cpu, at).first() else {
-            self.step(bus);
-            return None;
-        };
-        let next = rip.wrapping_add(u64::from(op.len));
-        let (executed, _) = run_ops(&mut self.cpu, std::slice::from_ref(op), bus);
+    /// Executes the instruction at RIP, or delivers its fault. `kept` belongs to this place in the
+    /// code, which must lie inside one page of RAM, unchanged since the last time; whether
+    /// execution goes on right behind it. Not for [`InterpreterVcpu::must_interpret`].
+    pub fn step_kept(&mut self, kept: &mut Kept, bus: &dyn CpuBus) -> bool {
+        if kept.generation != self.kept_generation() || kept.index as usize >= self.kept.len() {
+            match self.keep() {
+                Some(fresh) => *kept = fresh,
+                None => {
+                    self.step(bus);
+                    return false;
+                }
+            }
+        }
+        let op = &self.kept[kept.index as usize];
+        let next = self.cpu.rip().wrapping_add(u64::from(op.len));
+        let (executed, completed) = run_ops(&mut self.cpu, std::slice::from_ref(op), bus);
         self.count(executed);
-        Some(next)
+        completed && self.cpu.rip() == next
+    }
+
+    /// Changes when native stubs, which kept instructions refer to, have been dropped.
+    fn kept_generation(&mut self) -> u32 {
+        // Never 0, which is the generation of what has not been decoded.
+        let generation = (self.blocks.drops as u32) | 1 << 31;
+        if self.kept_at != generation {
+            self.kept.clear();
+            self.kept_at = generation;
+        }
+        generation
+    }
+
+    /// Decodes the instruction at RIP; `None` when it is not to be kept.
+    fn keep(&mut self) -> Option<Kept> {
+        let at = self.locate_code()?;
+        let mut code = [0; MAX_LENGTH];
+        let len = (4096 - at.0 % 4096).min(MAX_LENGTH as u64) as usize;
+        self.cpu.ram.read_at(at, &mut code[..len]);
+        if self.kept.len() >= MOST_KEPT {
+            self.blocks.clear();
+            self.cpu.executor.reset();
+        }
+        let Decoded::Op(op, _) = self.decode_one(&code[..len]) else { return None };
+        let generation = self.kept_generation();
+        self.kept.push(op);
+        Some(Kept { index: self.kept.len() as u32 - 1, generation })
+    }
+
+    /// What translated code changes besides the registers.
+    #[inline]
+    pub fn system(&self) -> SystemState {
+        let cpu = &self.cpu;
+        SystemState {
+            interrupt_flag: cpu.system_flags & rflags::IF,
+            access_flag: cpu.system_flags & rflags::AC,
+            level: u64::from(cpu.cpl),
+            fs_base: cpu.segment[seg::FS].base,
+            gs_base: cpu.segment[seg::GS].base,
+            kernel_gs_base: cpu.msrs.kernel_gs_base,
+        }
+    }
+
+    /// Replaces it.
+    #[inline]
+    pub fn set_system(&mut self, state: &SystemState) {
+        let cpu = &mut self.cpu;
+        cpu.segment[seg::FS].base = state.fs_base;
+        cpu.segment[seg::GS].base = state.gs_base;
+        cpu.msrs.kernel_gs_base = state.kernel_gs_base;
+        let before = cpu.system_flags;
+        let kept = before & !(rflags::IF | rflags::AC);
+        cpu.system_flags = kept | state.interrupt_flag | state.access_flag;
+        if state.level != u64::from(cpu.cpl) {
+            match state.level {
+                0 => cpu.enter_syscall_segments(),
+                _ => cpu.enter_sysret_segments(),
+            }
+            cpu.refresh_level();
+        } else if (before ^ cpu.system_flags) & rflags::AC != 0 {
+            cpu.refresh_access();
+        }
+    }
+
+    /// RFLAGS without the arithmetic flags, IF and AC: what translated code never changes.
+    #[inline]
+    pub fn other_flags(&self) -> u64 {
+        self.cpu.system_flags & !(rflags::IF | rflags::AC | rflags::RF)
+    }
+
+    /// Where SYSCALL goes, when it does no more than clear the arithmetic flags, IF and AC and
+    /// change to CPL 0.
+    #[inline]
+    pub fn plain_syscall(&self) -> Option<u64> {
+        const CLEARED: u64 = rflags::ARITHMETIC | rflags::IF | rflags::AC;
+        let mask = self.cpu.msrs.sfmask;
+        let plain = self.cpu.efer & efer::SCE != 0
+            && mask & CLEARED == CLEARED
+            && self.other_flags() & mask & !rflags::FIXED == 0
+            && x86::is_canonical(self.cpu.msrs.lstar);
+        plain.then_some(self.cpu.msrs.lstar)
+    }
+
+    /// Whether SYSRET is enabled.
+    #[inline]
+    pub fn sysret_enabled(&self) -> bool {
+        self.cpu.efer & efer::SCE != 0
+    }
+
+    /// Where the page of `linear` lies in guest RAM, when the present mode may access it so; walks
+    /// the page tables, and sets accessed and dirty bits, as the access itself would.
+    #[inline]
+    pub fn data_page(&mut self, linear: u64, write: bool) -> Option<RamOffset> {
+        let usage = if write { Use::Write } else { Use::Read };
+        match self.cpu.translate(Linear::system(linear), usage, self.cpu.mode) {
+            Ok(Place::Ram(at)) => Some(RamOffset(at.0 & !0xfff)),
+            Ok(Place::Device(_)) => None,
+            Err(_) => {
+                self.cpu.raised = None;
+                None
+            }
+        }
     }
 
     /// Installs a function that is called, from any thread, whenever the vCPU is to look up: after
@@ -136,12 +277,17 @@ impl InterpreterVcpu {
         let _ = self.signal.hook.set(hook);
     }
 
-    /// Guest time at which the local APIC's timer fires next, in nanoseconds.
-    pub fn timer_deadline_ns(&self, bus: &dyn CpuBus) -> Option<u64> {
-        let deadline = self.cpu.apic.deadline()?;
-        let now = bus.clock().now();
-        let ticks = deadline.saturating_sub(self.cpu.tsc(bus));
-        Some(now.saturating_add(self.cpu.tsc_scale.ticks_to_ns(ticks)))
+    /// When the local APIC's timer fires next, in ticks of the scaled clock: the same as long as
+    /// nobody changes it.
+    #[inline]
+    pub fn timer_deadline(&self) -> Option<u64> {
+        Some(self.cpu.apic.deadline()?.wrapping_sub(self.cpu.tsc_offset))
+    }
+
+    /// Nanoseconds from now until the timer fires.
+    pub fn timer_distance_ns(&self, bus: &dyn CpuBus) -> Option<u64> {
+        let ticks = self.cpu.apic.deadline()?.saturating_sub(self.cpu.tsc(bus));
+        Some(self.cpu.tsc_scale.ticks_to_ns(ticks))
     }
 
     /// Accounts for instructions that translated code has executed, and lets time pass: the clock
@@ -165,7 +311,12 @@ impl InterpreterVcpu {
     /// device).
     #[inline]
     pub fn locate_code(&mut self) -> Option<RamOffset> {
-        let rip = self.cpu.rip();
+        self.locate_code_at(self.cpu.rip())
+    }
+
+    /// The same for code at `rip`.
+    #[inline]
+    pub fn locate_code_at(&mut self, rip: u64) -> Option<RamOffset> {
         let place = self.cpu.translate(Linear::system(rip), Use::Fetch, self.cpu.mode);
         match place {
             Ok(Place::Ram(at)) => Some(at),
@@ -177,12 +328,11 @@ impl InterpreterVcpu {
         }
     }
 
-    /// Where the page of `linear` lies in guest RAM, when the present mode may read (or write) it
-    /// and that is known without a walk.
+    /// Whether the present mode may write to the page of `linear`, as far as that is known without
+    /// a walk, which might mark it dirty.
     #[inline]
-    pub fn cached_page(&self, linear: u64, write: bool) -> Option<RamOffset> {
-        let usage = if write { Use::Write } else { Use::Read };
-        self.cpu.tlb.lookup(self.cpu.mode, usage, linear).map(RamOffset)
+    pub fn may_write(&self, linear: u64) -> bool {
+        self.cpu.tlb.lookup(self.cpu.mode, Use::Write, linear).is_some()
     }
 
     /// Who accesses memory now.
@@ -193,13 +343,6 @@ impl InterpreterVcpu {
             Mode::SupervisorAc => AccessMode::SupervisorAc,
             Mode::User => AccessMode::User,
         }
-    }
-
-    /// Bases of FS and GS.
-    #[inline]
-    pub fn segment_bases(&self) -> (u64, u64) {
-        use x86::segment::seg;
-        (self.cpu.segment[seg::FS].base, self.cpu.segment[seg::GS].base)
     }
 
     /// Whether SSE and AVX instructions may execute without a fault of their unit, and no SIMD

@@ -38,6 +38,9 @@ pub struct InterpreterVcpu {
     pub(crate) retired: u64,
     pub(crate) next_clock: u64,
     pub(crate) budget: Option<u64>,
+    /// Instructions kept for a translator, and the generation that they belong to.
+    pub(crate) kept: Vec<Op>,
+    pub(crate) kept_at: u32,
 }
 
 /// How other threads reach the vCPU's thread.
@@ -96,6 +99,8 @@ impl InterpreterVcpu {
             retired: 0,
             next_clock: 0,
             budget: None,
+            kept: Vec::new(),
+            kept_at: 0,
         })
     }
 
@@ -332,7 +337,7 @@ impl InterpreterVcpu {
         Ok(op)
     }
 
-    fn decode_one(&mut self, code: &[u8]) -> Decoded {
+    pub(crate) fn decode_one(&mut self, code: &[u8]) -> Decoded {
         match decode(&mut self.cpu, code) {
             Ok(decoded) => decoded,
             Err(_) => {

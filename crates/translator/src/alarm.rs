@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Alarm {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// The deadline last set, in guest nanoseconds.
+    /// The deadline last set.
     present: Option<u64>,
 }
 
@@ -39,16 +39,21 @@ impl Alarm {
         Ok(Self { shared, thread: Some(thread), present: None })
     }
 
-    /// Wakes at guest time `deadline`; it is `now`.
-    pub(crate) fn set(&mut self, deadline: u64, now: u64) {
-        if self.present == Some(deadline) && deadline > now {
-            return;
-        }
-        self.present = Some(deadline);
-        let at = Instant::now() + Duration::from_nanos(deadline.saturating_sub(now));
+    /// Whether `deadline`, in whatever unit, is another one than last time.
+    pub(crate) fn is_news(&mut self, deadline: Option<u64>) -> bool {
+        std::mem::replace(&mut self.present, deadline) != deadline
+    }
+
+    /// Wakes `distance` nanoseconds from now.
+    pub(crate) fn set(&mut self, distance: Option<u64>) {
+        let at = distance.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
         let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.at = Some(at);
-        if state.looks.is_none_or(|looks| at < looks) {
+        state.at = at;
+        if let Some(at) = at
+            && state.looks.is_none_or(|looks| at < looks)
+        {
+            // Until the thread has looked it need not be woken again for a later deadline.
+            state.looks = Some(at);
             self.shared.changed.notify_one();
         }
     }

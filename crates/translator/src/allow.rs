@@ -27,8 +27,26 @@ pub(crate) enum Class {
     Jrcxz,
     /// LOOP with a 64-bit counter.
     Loop,
+    /// REP MOVS and REP STOS with 64-bit addresses; operand size 1 << n.
+    RepMovs(u8),
+    RepStos(u8),
+    System(System),
     /// By the interpreter.
     Interpret,
+}
+
+/// System instructions that are translated, those but SYSCALL and PUSHF only at CPL 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum System {
+    Cli,
+    Sti,
+    Clac,
+    Stac,
+    Swapgs,
+    Pushf,
+    Popf,
+    Syscall,
+    Sysret,
 }
 
 /// Access to the memory operand.
@@ -38,12 +56,29 @@ pub(crate) enum Access {
     Write,
 }
 
-pub(crate) fn classify(instruction: &Instruction) -> Class {
+/// How `instruction` is translated; `user` tells that it executes at CPL 3, else it is CPL 0.
+pub(crate) fn classify(instruction: &Instruction, user: bool) -> Class {
     match instruction.mnemonic() {
+        M::Movsb | M::Movsw | M::Movsd | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq
+            if instruction.is_string_instruction() =>
+        {
+            string(instruction)
+        }
+        M::Cli if !user => Class::System(System::Cli),
+        M::Sti if !user => Class::System(System::Sti),
+        M::Clac if !user => Class::System(System::Clac),
+        M::Stac if !user => Class::System(System::Stac),
+        M::Swapgs if !user => Class::System(System::Swapgs),
+        M::Pushfq => Class::System(System::Pushf),
+        M::Popfq if !user => Class::System(System::Popf),
+        M::Syscall if user => Class::System(System::Syscall),
+        M::Sysretq if !user => Class::System(System::Sysret),
         M::Nop
         | M::Endbr64
         | M::Endbr32
         | M::Pause
+        // DF is clear whenever translated code runs.
+        | M::Cld
         | M::Prefetchnta
         | M::Prefetcht0
         | M::Prefetcht1
@@ -81,6 +116,23 @@ pub(crate) fn classify(instruction: &Instruction) -> Class {
             Class::Jcc
         }
         _ => copied(instruction),
+    }
+}
+
+/// REP MOVS and REP STOS without a segment and with 64-bit addresses.
+fn string(instruction: &Instruction) -> Class {
+    use OpKind as K;
+    let (to, from) = (instruction.op0_kind(), instruction.op1_kind());
+    // REPNE means the same as REP here, but nobody writes it.
+    let plain = instruction.has_rep_prefix()
+        && !instruction.has_segment_prefix()
+        && to == K::MemoryESRDI
+        && matches!(from, K::MemorySegRSI | K::Register);
+    let log = instruction.memory_size().size().trailing_zeros() as u8;
+    match (plain, from) {
+        (true, K::Register) => Class::RepStos(log),
+        (true, _) => Class::RepMovs(log),
+        _ => Class::Interpret,
     }
 }
 

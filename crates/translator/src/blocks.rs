@@ -20,10 +20,24 @@ pub(crate) struct Block {
     pub(crate) instructions: u32,
 }
 
+/// Which block of a page: its offset and what it is translated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) at: RamOffset,
+    pub(crate) user: bool,
+    pub(crate) plain: bool,
+}
+
+impl Key {
+    fn in_page(self) -> u16 {
+        (self.at.0 % 4096) as u16 | u16::from(self.user) << 12 | u16::from(self.plain) << 13
+    }
+}
+
 #[derive(Default)]
 struct Page {
     version: u32,
-    /// Blocks by page offset.
+    /// Blocks by [`Key::in_page`].
     blocks: HashMap<u16, Block, Fast>,
 }
 
@@ -34,9 +48,9 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// The block at `at`, if it has been translated.
-    pub(crate) fn find(&self, at: RamOffset) -> Option<Block> {
-        self.pages.get(&at.page())?.blocks.get(&((at.0 % 4096) as u16)).copied()
+    /// The block, if it has been translated.
+    pub(crate) fn find(&self, key: Key) -> Option<Block> {
+        self.pages.get(&key.at.page())?.blocks.get(&key.in_page()).copied()
     }
 
     /// Whether the page of `at` has blocks.
@@ -45,10 +59,10 @@ impl Blocks {
     }
 
     /// Enters a block; `version` is the page's code version from before it was read.
-    pub(crate) fn insert(&mut self, at: RamOffset, version: u32, block: Block) {
-        let page = self.pages.entry(at.page()).or_default();
+    pub(crate) fn insert(&mut self, key: Key, version: u32, block: Block) {
+        let page = self.pages.entry(key.at.page()).or_default();
         page.version = version;
-        page.blocks.insert((at.0 % 4096) as u16, block);
+        page.blocks.insert(key.in_page(), block);
     }
 
     /// Drops the pages whose code has changed; whether there were any.

@@ -89,13 +89,6 @@ impl CodeCache {
             self.writable.as_ptr().add(offset).cast::<i32>().write_unaligned(value);
         }
     }
-
-    /// Reads a word of data that stands between code at executable address `at`.
-    pub(crate) fn word(&self, at: u64) -> u32 {
-        let offset = self.offset(at, 4);
-        // SAFETY: the range lies inside the mapping.
-        unsafe { self.writable.as_ptr().add(offset).cast::<u32>().read_unaligned() }
-    }
 }
 
 impl Drop for CodeCache {

@@ -1,13 +1,19 @@
-//! What translated code sees of the VMM: one [`Context`] at the GS base of the vCPU's thread, and
-//! one [`Tables`] per address space and access mode, whose address is in a host register.
+//! What translated code sees of the VMM: one [`Context`], at the host's stack pointer, and one
+//! [`Tables`] per address space and access mode, whose address is in a host register.
 //!
 //! Both are plain memory that generated code reads and writes by the offsets in [`at`].
 
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU64;
 
+use x86::cr::rflags;
+
+use crate::registers::SLOTTED;
+
 /// Entries of the software TLB in one [`Tables`]; a power of two.
-pub(crate) const TLB_ENTRIES: usize = 1024;
+pub(crate) const TLB_ENTRIES: usize = 4096;
+/// Groups of accesses that a block can have under way at a time.
+pub(crate) const GROUPS: usize = 5;
 /// Bits of a linear address that choose the TLB entry.
 pub(crate) const TLB_INDEX: u64 = (TLB_ENTRIES as u64 - 1) << 12;
 /// Entries of the jump table; a power of two.
@@ -45,72 +51,157 @@ pub(crate) const fn jump_index(target: u64) -> usize {
     (remainder & JUMP_INDEX) as usize
 }
 
-/// State of a vCPU while translated code runs.
+/// State of a vCPU while translated code runs. The host's RSP points at it, so that the fields in
+/// front, which generated code uses all the time, are short to encode; calls and signals use the
+/// stack below it ([`Frame`]).
 #[repr(C, align(64))]
 pub(crate) struct Context {
-    /// Guest general registers by number. Those that live in host registers are stale meanwhile.
-    pub(crate) gpr: [u64; 16],
-    /// Guest RFLAGS: arithmetic flags and DF.
-    pub(crate) flags: u64,
+    /// Guest R8, R9, R10, R11 and R15: see [`crate::registers`].
+    pub(crate) slots: [u64; 5],
     /// Linear address of the page of the block being executed.
     pub(crate) page: u64,
     /// Not zero: leave translated code at the next block.
     pub(crate) poll: AtomicU64,
+    /// Bases of FS and GS.
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    /// Scratch of one instruction.
+    pub(crate) temporary: [u64; 2],
+    /// Host minus linear address of the pages that groups of accesses have been checked for.
+    pub(crate) groups: [u64; GROUPS],
+
+    /// RFLAGS.IF and RFLAGS.AC, at their places.
+    pub(crate) interrupt_flag: u64,
+    pub(crate) access_flag: u64,
     /// Not zero: the guest's vector registers are not in the host's.
     pub(crate) vectors_missing: u64,
+    /// Not zero: an event waits for interrupts to be enabled.
+    pub(crate) held: u64,
+    /// The guest registers that live in host registers, by number; stale meanwhile.
+    pub(crate) gpr: [u64; 16],
+    /// Guest RFLAGS: arithmetic flags and DF.
+    pub(crate) flags: u64,
+    /// RFLAGS without the arithmetic flags, IF and AC, and its complement.
+    pub(crate) other_flags: u64,
+    pub(crate) not_other_flags: u64,
+    /// CPL: 0 or 3.
+    pub(crate) level: u64,
+    pub(crate) kernel_gs_base: u64,
+    /// Where SYSCALL goes; meaningless unless `syscall_plain`.
+    pub(crate) syscall_target: u64,
+    pub(crate) syscall_plain: u64,
+    pub(crate) sysret_enabled: u64,
     /// Not zero: vector instructions may execute.
     pub(crate) vectors_allowed: u64,
     /// Whether vectors were in host registers at the last exit.
     pub(crate) vectors_were_loaded: u64,
-    /// Bases of FS and GS.
-    pub(crate) fs_base: u64,
-    pub(crate) gs_base: u64,
-    /// The present [`Tables`].
+    /// The present [`Tables`], and those of the present address space by access mode.
     pub(crate) tables: u64,
-    /// Host stack pointer on entry.
+    pub(crate) tables_supervisor: u64,
+    pub(crate) tables_supervisor_ac: u64,
+    pub(crate) tables_user: u64,
+    /// Instructions left of the budget, when blocks count.
+    pub(crate) budget: u64,
+    /// The VMM's stack pointer.
     pub(crate) host_rsp: u64,
-    /// Why translated code was left, and the address of the exit's data.
+    /// Why translated code was left, and the number of its record.
     pub(crate) exit_kind: u64,
-    pub(crate) exit_data: u64,
-    /// R8 at the exit: the linear address of an access.
+    pub(crate) exit_record: u64,
+    /// Where translated code is entered.
+    pub(crate) enter_at: u64,
+    /// A string stub missed: 0 for the source, 1 for the target.
+    pub(crate) string_target: u64,
+    /// R8 at the exit: the linear address of an access, or a jump's target.
     pub(crate) linear: u64,
-    /// Scratch of one instruction.
-    pub(crate) temporary: [u64; 3],
-    /// Instructions of the block that was left last.
-    pub(crate) last: u64,
+    /// Scratch of string stubs.
+    pub(crate) string: [u64; 3],
     /// Where the guest's vector registers are kept: an XSAVE area in standard form.
     pub(crate) vectors: u64,
     /// Host MXCSR while guest code runs is the guest's; this is the host's own.
     pub(crate) host_mxcsr: u64,
 }
 
-impl Context {
+/// Bytes of stack below the context: for the stubs' calls and for signals of the host.
+const STACK: usize = 64 << 10;
+
+/// The context and the stack that translated code runs on.
+#[repr(C, align(64))]
+pub(crate) struct Frame {
+    stack: [u8; STACK],
+    pub(crate) context: Context,
+}
+
+impl Frame {
     pub(crate) fn new() -> Self {
+        Self { stack: [0; STACK], context: Context::new() }
+    }
+}
+
+impl Context {
+    fn new() -> Self {
         Self {
-            gpr: [0; 16],
-            flags: 0,
+            slots: [0; 5],
             page: 0,
             poll: AtomicU64::new(0),
+            interrupt_flag: 0,
+            access_flag: 0,
             vectors_missing: 1,
-            vectors_allowed: 0,
-            vectors_were_loaded: 0,
             fs_base: 0,
             gs_base: 0,
+            temporary: [0; 2],
+            groups: [0; GROUPS],
+            held: 0,
+            gpr: [0; 16],
+            flags: 0,
+            other_flags: 0,
+            not_other_flags: 0,
+            level: 0,
+            kernel_gs_base: 0,
+            syscall_target: 0,
+            syscall_plain: 0,
+            sysret_enabled: 0,
+            vectors_allowed: 0,
+            vectors_were_loaded: 0,
             tables: 0,
+            tables_supervisor: 0,
+            tables_supervisor_ac: 0,
+            tables_user: 0,
+            budget: 0,
             host_rsp: 0,
             exit_kind: 0,
-            exit_data: 0,
+            exit_record: 0,
+            enter_at: 0,
+            string_target: 0,
             linear: 0,
-            temporary: [0; 3],
-            last: 0,
+            string: [0; 3],
             vectors: 0,
             host_mxcsr: 0x1f80,
+        }
+    }
+
+    /// The general registers of the guest.
+    pub(crate) fn general(&self) -> [u64; 16] {
+        let mut gpr = self.gpr;
+        for (slot, number) in SLOTTED.into_iter().enumerate() {
+            gpr[usize::from(number)] = self.slots[slot];
+        }
+        gpr
+    }
+
+    /// Replaces the general registers.
+    pub(crate) fn set_general(&mut self, gpr: &[u64; 16]) {
+        self.gpr = *gpr;
+        for (slot, number) in SLOTTED.into_iter().enumerate() {
+            self.slots[slot] = gpr[usize::from(number)];
         }
     }
 }
 
 /// Translations of one address space for one access mode. An entry's tag is the negated page
 /// address, so that adding an address inside the page gives the offset, without touching flags.
+///
+/// Generated code addresses it by `read`, so that the masks in front and the tags of reads are
+/// short to encode.
 #[repr(C, align(64))]
 pub(crate) struct Tables {
     pub(crate) masks: Masks,
@@ -126,9 +217,15 @@ pub(crate) struct Tables {
     pub(crate) jump_host: [u64; JUMP_ENTRIES],
 }
 
-/// Operands of PEXT, close to the tables' address so that they are short to encode.
-#[repr(C)]
+/// Operands of PEXT.
+#[repr(C, align(64))]
 pub(crate) struct Masks {
+    /// Arithmetic flags, in RFLAGS.
+    status_flags: u64,
+    /// What POPF must find unchanged to need no more than arithmetic flags and IF.
+    steady_flags: u64,
+    /// Bits that are clear in canonical addresses of the lower half.
+    upper_half: u64,
     tlb_index: u64,
     jump_index: u64,
     page_number: u64,
@@ -139,6 +236,9 @@ pub(crate) struct Masks {
 
 impl Masks {
     pub(crate) const ALL: Self = Self {
+        status_flags: rflags::ARITHMETIC,
+        steady_flags: !(rflags::ARITHMETIC | rflags::IF | rflags::RF),
+        upper_half: !0 << 47,
         tlb_index: TLB_INDEX,
         jump_index: JUMP_INDEX,
         page_number: !0xfff,
@@ -147,40 +247,84 @@ impl Masks {
     };
 }
 
-/// Offsets in [`Context`] (from the GS base) and in [`Tables`], as displacements.
+/// What generated code has in its table register: the address of [`Tables::read`].
+pub(crate) const TABLES_BIAS: u64 = offset_of!(Tables, read) as u64;
+
+/// Offsets in [`Context`] (from RSP) and in [`Tables`] (from its register), as displacements.
 pub(crate) mod at {
-    use super::{Context, Masks, Tables, offset_of};
+    use super::{Context, Masks, SLOTTED, TABLES_BIAS, Tables, offset_of};
+
+    macro_rules! hot {
+        ($($name:ident $field:ident;)*) => {
+            $(pub(crate) const $name: i8 = {
+                const { assert!(offset_of!(Context, $field) < 128) };
+                offset_of!(Context, $field) as i8
+            };)*
+        };
+    }
+    hot! {
+        PAGE page; POLL poll; FS_BASE fs_base; GS_BASE gs_base;
+        TEMPORARY temporary; GROUP groups;
+    }
 
     macro_rules! offsets {
-        ($($name:ident $base:ident $field:ident;)*) => {
-            $(pub(crate) const $name: i32 = offset_of!($base, $field) as i32;)*
+        ($($name:ident $field:ident;)*) => {
+            $(pub(crate) const $name: i32 = offset_of!(Context, $field) as i32;)*
         };
     }
     offsets! {
-        FLAGS Context flags; PAGE Context page; POLL Context poll;
-        VECTORS_MISSING Context vectors_missing; VECTORS_ALLOWED Context vectors_allowed;
-        VECTORS_WERE_LOADED Context vectors_were_loaded;
-        FS_BASE Context fs_base; GS_BASE Context gs_base; TABLES Context tables;
-        HOST_RSP Context host_rsp;
-        EXIT_KIND Context exit_kind; EXIT_DATA Context exit_data; LINEAR Context linear;
-        TEMPORARY Context temporary; LAST Context last; VECTORS Context vectors;
-        HOST_MXCSR Context host_mxcsr;
-        READ Tables read; WRITE Tables write; ADDEND Tables addend;
-        JUMP_TAG Tables jump_tag; JUMP_PAGE Tables jump_page; JUMP_HOST Tables jump_host;
+        IF interrupt_flag; AC access_flag; VECTORS_MISSING vectors_missing; HELD held;
+        GPR gpr; FLAGS flags; OTHER_FLAGS other_flags; NOT_OTHER_FLAGS not_other_flags;
+        LEVEL level; KERNEL_GS_BASE kernel_gs_base;
+        SYSCALL_TARGET syscall_target; SYSCALL_PLAIN syscall_plain;
+        SYSRET_ENABLED sysret_enabled;
+        VECTORS_ALLOWED vectors_allowed; VECTORS_WERE_LOADED vectors_were_loaded;
+        TABLES tables; TABLES_SUPERVISOR tables_supervisor;
+        TABLES_SUPERVISOR_AC tables_supervisor_ac; TABLES_USER tables_user;
+        BUDGET budget; HOST_RSP host_rsp;
+        EXIT_KIND exit_kind; EXIT_RECORD exit_record; ENTER_AT enter_at;
+        STRING_TARGET string_target; LINEAR linear;
+        STRING string; VECTORS vectors; HOST_MXCSR host_mxcsr;
+    }
+
+    macro_rules! tables {
+        ($($name:ident $field:ident;)*) => {
+            $(pub(crate) const $name: i32 =
+                offset_of!(Tables, $field) as i32 - TABLES_BIAS as i32;)*
+        };
+    }
+    tables! {
+        READ read; WRITE write; ADDEND addend;
+        JUMP_TAG jump_tag; JUMP_PAGE jump_page; JUMP_HOST jump_host;
     }
 
     macro_rules! masks {
         ($($name:ident $field:ident;)*) => {
-            $(pub(crate) const $name: i8 = (offset_of!(Tables, masks) + offset_of!(Masks, $field)) as i8;)*
+            $(pub(crate) const $name: i8 = (offset_of!(Tables, masks) as i64
+                + offset_of!(Masks, $field) as i64
+                - TABLES_BIAS as i64) as i8;)*
         };
     }
     masks! {
+        STATUS_FLAGS status_flags; STEADY_FLAGS steady_flags; UPPER_HALF upper_half;
         TLB_INDEX tlb_index; JUMP_INDEX jump_index; PAGE_NUMBER page_number;
         PAGE_OR_16 page_or_16; PAGE_OR_32 page_or_32;
     }
 
-    /// Slot of guest register `number`.
+    /// Where guest register `number`, one that lives in a slot, is.
+    pub(crate) const fn slot(number: u8) -> i8 {
+        let mut index = 0;
+        while index < SLOTTED.len() {
+            if SLOTTED[index] == number {
+                return (offset_of!(Context, slots) + index * 8) as i8;
+            }
+            index += 1;
+        }
+        panic!("the register lives in a host register")
+    }
+
+    /// Where guest register `number`, one that lives in a host register, is while it does not.
     pub(crate) const fn gpr(number: u8) -> i32 {
-        offset_of!(Context, gpr) as i32 + number as i32 * 8
+        GPR + number as i32 * 8
     }
 }

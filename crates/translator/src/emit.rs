@@ -4,90 +4,53 @@
 //! computes with LEA and PEXT and branches with JRCXZ, and why exits can happen anywhere with the
 //! guest's state exact.
 
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
+use interpreter::Kept;
 
 use crate::allow::Access;
 use crate::context::at;
 use crate::glue::Glue;
-use crate::registers::{HOST_RCX_OF_GUEST, Home, home};
+use crate::records::{Checked, Record};
+use crate::registers::{HOST_RCX_OF_GUEST, Home, home, sized};
 
 /// Host scratch registers.
 pub(crate) const R8: u8 = 8;
 pub(crate) const R9: u8 = 9;
 pub(crate) const RCX: u8 = 1;
 
-/// Alignment that a vector operand needs, folded into the TLB check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Alignment {
-    None,
-    To16,
-    To32,
-}
-
-/// What an exit's first data word says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ExitInfo {
-    /// Offset in the page of the instruction, 0 to 4096.
-    pub(crate) offset: u32,
-    /// Instructions of the block executed before it.
-    pub(crate) executed: u32,
-    /// The access whose translation was missing; its address is in R8.
-    pub(crate) access: Option<Access>,
-}
-
-impl ExitInfo {
-    pub(crate) fn pack(self) -> u32 {
-        let access = match self.access {
-            None => 0,
-            Some(Access::Read) => 1,
-            Some(Access::Write) => 2,
-        };
-        self.offset | self.executed << 13 | access << 24
-    }
-
-    pub(crate) fn unpack(word: u32) -> Self {
-        Self {
-            offset: word & 0x1fff,
-            executed: word >> 13 & 0x7ff,
-            access: match word >> 24 {
-                1 => Some(Access::Read),
-                2 => Some(Access::Write),
-                _ => None,
-            },
-        }
-    }
-}
-
-/// A data word to be filled with the distance to where an exit resumes.
-struct Resume {
-    /// Offset of the word in the code.
-    word: usize,
-    /// Offset of the exit's data.
-    data: usize,
-}
-
 pub(crate) struct Emitter {
-    pub(crate) code: VecAssembler<X64Relocation>,
+    pub(crate) code: crate::glue::Code,
     pub(crate) glue: Glue,
     encoder: Encoder,
-    /// Exits of the present instruction that resume behind it.
-    pending: Vec<Resume>,
-    /// Words to fill when the code is complete: offset and value.
-    fixups: Vec<(usize, u32)>,
-    /// Exit information of the present instruction.
-    pub(crate) info: ExitInfo,
+    /// Host address of the block.
+    base: u64,
+    /// Number of the block's first record.
+    first_record: u32,
+    pub(crate) records: Vec<Record>,
+    /// Records of the present instruction that resume behind it, from this index on.
+    pending: usize,
+    /// Page offset of the present instruction.
+    pub(crate) offset: u32,
+    /// Instructions of the block before it.
+    pub(crate) executed: u32,
+    /// Host address where it begins.
+    retry: u64,
 }
 
 impl Emitter {
-    pub(crate) fn new(glue: Glue, base: u64) -> Self {
+    pub(crate) fn new(glue: Glue, base: u64, first_record: u32) -> Self {
         Self {
             code: VecAssembler::new(base as usize),
             glue,
             encoder: Encoder::new(64),
-            pending: Vec::new(),
-            fixups: Vec::new(),
-            info: ExitInfo { offset: 0, executed: 0, access: None },
+            base,
+            first_record,
+            records: Vec::new(),
+            pending: 0,
+            offset: 0,
+            executed: 0,
+            retry: base,
         }
     }
 
@@ -95,14 +58,33 @@ impl Emitter {
         self.code.offset().0
     }
 
-    /// The finished code.
-    pub(crate) fn finish(self) -> Vec<u8> {
-        debug_assert!(self.pending.is_empty(), "an exit's resumption was forgotten");
-        let mut bytes = self.code.finalize().expect("all labels of a block are defined");
-        for (at, value) in self.fixups {
-            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    /// Host address of what is emitted next.
+    pub(crate) fn here(&self) -> u64 {
+        self.base + self.position() as u64
+    }
+
+    /// An instruction begins: the one at page offset `offset`.
+    pub(crate) fn begin(&mut self, offset: u32, executed: u32) {
+        debug_assert_eq!(self.pending, self.records.len(), "an exit's resumption was forgotten");
+        (self.offset, self.executed) = (offset, executed);
+        self.retry = self.here();
+    }
+
+    /// What follows of the present instruction can be begun anew by itself: what precedes has only
+    /// filled the context's scratch. Two accesses whose pages need the same TLB entry would
+    /// otherwise push each other out for ever.
+    pub(crate) fn retry_here(&mut self) {
+        self.retry = self.here();
+    }
+
+    /// The finished code and its records; `instructions` is their number in the block.
+    pub(crate) fn finish(self, instructions: u32) -> (Vec<u8>, Vec<Record>) {
+        debug_assert_eq!(self.pending, self.records.len(), "an exit's resumption was forgotten");
+        let mut records = self.records;
+        for record in &mut records {
+            record.left = instructions.saturating_sub(u32::from(record.left)) as u16;
         }
-        bytes
+        (self.code.finalize().expect("all labels of a block are defined"), records)
     }
 
     /// Encodes one instruction apart; `None` when it has no encoding (AH with a REX prefix).
@@ -121,9 +103,40 @@ impl Emitter {
         match home(number) {
             Home::Host(from) => dynasm!(self.code ; .arch x64 ; mov Rq(to), Rq(from)),
             Home::Slot => {
-                dynasm!(self.code ; .arch x64 ; gs mov Rq(to), [DWORD at::gpr(number)]);
+                dynasm!(self.code ; .arch x64 ; mov Rq(to), [BYTE rsp + at::slot(number)]);
             }
         }
+    }
+
+    /// Guest register `number` plus `displacement` into host register `to`.
+    pub(crate) fn load_guest_plus(&mut self, to: u8, number: u8, displacement: i32) {
+        let from = match home(number) {
+            Home::Host(from) => from,
+            Home::Slot => {
+                self.load_guest(to, number);
+                to
+            }
+        };
+        match displacement {
+            0 if from == to => {}
+            0 => dynasm!(self.code ; .arch x64 ; mov Rq(to), Rq(from)),
+            -128..128 => {
+                dynasm!(self.code ; .arch x64 ; lea Rq(to), [BYTE Rq(from) + displacement as i8]);
+            }
+            _ => dynasm!(self.code ; .arch x64 ; lea Rq(to), [Rq(from) + displacement]),
+        }
+    }
+
+    /// Keeps what a check of a group has put into R9.
+    pub(crate) fn keep_group(&mut self, slot: u8) {
+        let at = at::GROUP + slot as i8 * 8;
+        dynasm!(self.code ; .arch x64 ; mov [BYTE rsp + at], r9);
+    }
+
+    /// What the first access of the group has kept, into R9.
+    pub(crate) fn use_group(&mut self, slot: u8) {
+        let at = at::GROUP + slot as i8 * 8;
+        dynasm!(self.code ; .arch x64 ; mov r9, [BYTE rsp + at]);
     }
 
     /// Stores host register `from` into guest register `number`.
@@ -131,7 +144,7 @@ impl Emitter {
         match home(number) {
             Home::Host(to) => dynasm!(self.code ; .arch x64 ; mov Rq(to), Rq(from)),
             Home::Slot => {
-                dynasm!(self.code ; .arch x64 ; gs mov [DWORD at::gpr(number)], Rq(from));
+                dynasm!(self.code ; .arch x64 ; mov [BYTE rsp + at::slot(number)], Rq(from));
             }
         }
     }
@@ -149,7 +162,7 @@ impl Emitter {
                 scratch
             }
         };
-        crate::registers::sized(host, register)
+        sized(host, register)
     }
 
     /// LEA of the instruction's effective address, without segment base, into `to`, a register of
@@ -162,7 +175,7 @@ impl Emitter {
             if instruction.memory_base() == Register::EIP {
                 return None;
             }
-            dynasm!(self.code ; .arch x64 ; gs mov r8, [DWORD at::PAGE]);
+            dynasm!(self.code ; .arch x64 ; mov r8, [BYTE rsp + at::PAGE]);
             let memory = MemoryOperand::with_base_displ(Register::R8, i64::from(distance));
             return self.encode_lea(to, memory);
         }
@@ -217,71 +230,104 @@ impl Emitter {
         let narrow =
             instruction.memory_base().size() == 4 || instruction.memory_index().size() == 4;
         self.lea(instruction, if narrow { Register::R8D } else { register })?;
-        match instruction.segment_prefix() {
-            Register::FS => {
-                dynasm!(self.code ; .arch x64 ; gs mov r9, [DWORD at::FS_BASE] ; lea r8, [r8 + r9]);
-            }
-            Register::GS => {
-                dynasm!(self.code ; .arch x64 ; gs mov r9, [DWORD at::GS_BASE] ; lea r8, [r8 + r9]);
-            }
-            _ => {}
-        }
+        let base = match instruction.segment_prefix() {
+            Register::FS => at::FS_BASE,
+            Register::GS => at::GS_BASE,
+            _ => return Some(()),
+        };
+        dynasm!(self.code ; .arch x64 ; mov r9, [BYTE rsp + base] ; lea r8, [r8 + r9]);
         Some(())
     }
 
-    /// Checks the access of `size` bytes at the linear address in R8. Afterwards `[R8 + R9]` is
-    /// the operand; RCX is free.
-    pub(crate) fn check(&mut self, access: Access, size: u32, alignment: Alignment) {
-        let tags = match access {
-            Access::Read => at::READ,
-            Access::Write => at::WRITE,
+    /// Checks an access at the linear address in R8. Afterwards R9 is the host minus the linear
+    /// address of its page; RCX is free.
+    pub(crate) fn check(&mut self, checked: Checked) {
+        let (mask, last) = match checked.alignment {
+            1 => (at::PAGE_NUMBER, i32::from(checked.len) - 1),
+            16 => (at::PAGE_OR_16, 0),
+            _ => (at::PAGE_OR_32, 0),
         };
-        let (mask, last) = match alignment {
-            Alignment::None => (at::PAGE_NUMBER, size as i32 - 1),
-            Alignment::To16 => (at::PAGE_OR_16, 0),
-            Alignment::To32 => (at::PAGE_OR_32, 0),
-        };
+        dynasm!(self.code ; .arch x64 ; pext r9, r8, [BYTE r15 + at::TLB_INDEX]);
+        match checked.access {
+            Access::Read => dynasm!(self.code ; .arch x64 ; mov rcx, [r15 + r9 * 8]),
+            Access::Write => dynasm!(self.code ; .arch x64 ; mov rcx, [r15 + r9 * 8 + at::WRITE]),
+        }
+        match last {
+            0 => dynasm!(self.code ; .arch x64 ; lea rcx, [rcx + r8]),
+            1..128 => dynasm!(self.code ; .arch x64 ; lea rcx, [BYTE rcx + r8 + last as i8]),
+            _ => dynasm!(self.code ; .arch x64 ; lea rcx, [rcx + r8 + last]),
+        }
         dynasm!(self.code ; .arch x64
-            ; pext r9, r8, [BYTE r15 + at::TLB_INDEX]
-            ; mov rcx, [r15 + r9 * 8 + tags]
-            ; lea rcx, [rcx + r8 + last]
             ; pext rcx, rcx, [BYTE r15 + mask]
             ; jrcxz >hit
         );
-        self.exit(Some(access));
+        self.exit(self.glue.miss, Some(checked));
         dynasm!(self.code ; .arch x64
             ; hit:
             ; mov r9, [r15 + r9 * 8 + at::ADDEND]
         );
     }
 
-    /// An exit to the interpreter for the present instruction, resuming behind it.
-    pub(crate) fn exit(&mut self, access: Option<Access>) {
-        let info = ExitInfo { access, ..self.info };
-        dynasm!(self.code ; .arch x64
-            ; call extern self.glue.interpret as usize
-            ; .u32 info.pack()
-            ; .u32 0
-        );
-        let data = self.position() - 8;
-        self.pending.push(Resume { word: data + 4, data });
+    /// An exit by `stub` with the present instruction's record.
+    fn exit(&mut self, stub: u64, checked: Option<Checked>) {
+        let number = self.record(self.offset, self.executed, checked);
+        dynasm!(self.code ; .arch x64 ; call extern stub as usize ; .u32 number);
+    }
+
+    /// Makes a record; gives its number. While the block is made, `left` holds what has been
+    /// executed.
+    pub(crate) fn record(
+        &mut self,
+        offset: u32,
+        executed: u32,
+        checked: Option<Checked>,
+    ) -> u32 {
+        self.records.push(Record {
+            offset: offset as u16,
+            left: executed as u16,
+            checked,
+            retry: self.retry,
+            resume: 0,
+            site: 0,
+            kept: Kept::NONE,
+            taken: 0,
+        });
+        self.first_record + self.records.len() as u32 - 1
+    }
+
+    /// Leaves the present instruction to the interpreter.
+    pub(crate) fn interpret(&mut self) {
+        self.exit(self.glue.interpret, None);
+    }
+
+    /// Calls a stub that has the present instruction's record behind the call.
+    pub(crate) fn call_with_record(&mut self, stub: u64) {
+        self.exit(stub, None);
+    }
+
+    /// Leaves to the interpreter unless RCX is zero.
+    pub(crate) fn require_zero(&mut self) {
+        dynasm!(self.code ; .arch x64 ; jrcxz >fine);
+        self.interpret();
+        dynasm!(self.code ; .arch x64 ; fine:);
     }
 
     /// The present instruction is complete: its exits resume here.
     pub(crate) fn resume_here(&mut self) {
-        let here = self.position();
-        for Resume { word, data } in self.pending.drain(..) {
-            self.fixups.push((word, (here - data) as u32));
+        let here = self.here();
+        for record in &mut self.records[self.pending..] {
+            record.resume = here;
         }
+        self.pending = self.records.len();
     }
 
     /// The present instruction ends the block: its exits do not resume.
     pub(crate) fn no_resume(&mut self) {
-        self.pending.clear();
+        self.pending = self.records.len();
     }
 
-    /// Looks the target in R8 up in the jump table; on a miss the interpreter executes the present
-    /// instruction, which must not have had any effect yet. Then R9 is the entry's index.
+    /// Looks the target in R8 up in the jump table; R9 becomes the entry's index. On a miss the
+    /// instruction, which must not have had any effect yet, is begun anew once the entry is there.
     pub(crate) fn find_target(&mut self) {
         dynasm!(self.code ; .arch x64
             ; mov r9d, 0
@@ -291,73 +337,92 @@ impl Emitter {
             ; lea rcx, [rcx + r8]
             ; jrcxz >found
         );
-        self.exit(None);
+        self.exit(self.glue.jump, None);
         dynasm!(self.code ; .arch x64 ; found:);
     }
 
     /// Jumps to the target whose entry [`Emitter::find_target`] found.
-    pub(crate) fn jump_found(&mut self, executed: u32) {
-        self.count(executed);
+    pub(crate) fn jump_found(&mut self) {
         dynasm!(self.code ; .arch x64
             ; mov rcx, [r15 + r9 * 8 + at::JUMP_PAGE]
-            ; gs mov [DWORD at::PAGE], rcx
+            ; mov [BYTE rsp + at::PAGE], rcx
             ; jmp QWORD [r15 + r9 * 8 + at::JUMP_HOST]
         );
     }
 
-    /// Tells how many instructions of the block have been executed, for when they are counted.
-    pub(crate) fn count(&mut self, executed: u32) {
-        dynasm!(self.code ; .arch x64 ; gs mov DWORD [DWORD at::LAST], executed as i32);
+    /// Gives back what the block was charged for instructions that it leaves without executing.
+    pub(crate) fn refund(&mut self, instructions: u32) {
+        if instructions != 0 {
+            dynasm!(self.code ; .arch x64
+                ; mov rcx, [rsp + at::BUDGET]
+                ; lea rcx, [rcx + instructions as i32]
+                ; mov [rsp + at::BUDGET], rcx
+            );
+        }
     }
 
     /// Jumps to page offset `target` of this page: at first to an exit that finds the block and
-    /// replaces the jump's distance.
+    /// replaces the jump's distance. `executed` instructions of the block precede the jump.
     pub(crate) fn chain(&mut self, executed: u32, target: u32) {
-        self.count(executed);
-        dynasm!(self.code ; .arch x64
-            ; jmp >unlinked
-            ; unlinked:
-            ; call extern self.glue.chain as usize
-            ; .u32 target
-            // Distance from these data back to the jump's displacement.
-            ; .u32 13 - 4
-        );
+        dynasm!(self.code ; .arch x64 ; jmp >unlinked ; unlinked:);
+        self.chain_exit(executed, target, self.here() - 4);
+    }
+
+    /// The exit of a direct branch whose displacement is at `site`.
+    pub(crate) fn chain_exit(&mut self, executed: u32, target: u32, site: u64) {
+        let number = self.record(target, executed, None);
+        if let Some(record) = self.records.last_mut() {
+            record.site = site;
+        }
+        self.no_resume();
+        dynasm!(self.code ; .arch x64 ; call extern self.glue.chain as usize ; .u32 number);
     }
 
     /// The page's linear address plus `distance` into R8.
     pub(crate) fn page_plus(&mut self, distance: i32) {
         dynasm!(self.code ; .arch x64
-            ; gs mov r8, [DWORD at::PAGE]
+            ; mov r8, [BYTE rsp + at::PAGE]
             ; lea r8, [r8 + distance]
         );
     }
 
-    /// Leaves when the poll word is set; `offset` is where the block begins.
-    pub(crate) fn poll(&mut self, offset: u32) {
+    /// Leaves when the poll word is set.
+    pub(crate) fn poll(&mut self) {
+        dynasm!(self.code ; .arch x64 ; mov rcx, [BYTE rsp + at::POLL] ; jrcxz >go_on);
+        self.exit(self.glue.poll, None);
+        self.no_resume();
+        dynasm!(self.code ; .arch x64 ; go_on:);
+    }
+
+    /// Charges the budget for the whole block, or leaves when it does not suffice. The number of
+    /// instructions, not known yet, is to be filled in at the offset that this gives.
+    pub(crate) fn charge(&mut self) -> usize {
         dynasm!(self.code ; .arch x64
-            ; gs mov rcx, [DWORD at::POLL]
-            ; jrcxz >go_on
-            ; call extern self.glue.poll as usize
-            ; .u32 offset
-            ; .u32 0
-            ; go_on:
+            ; mov r8, [rsp + at::BUDGET]
+            ; lea r8, [r8 + i32::MIN]
         );
+        let at = self.position() - 4;
+        dynasm!(self.code ; .arch x64
+            ; mov r9d, 63
+            ; shrx rcx, r8, r9
+            ; jrcxz >enough
+        );
+        self.exit(self.glue.poll, None);
+        self.no_resume();
+        dynasm!(self.code ; .arch x64 ; enough: ; mov [rsp + at::BUDGET], r8);
+        at
     }
 
     /// Makes sure that the guest's vector registers are in the host's.
     pub(crate) fn need_vectors(&mut self) {
-        let info = ExitInfo { access: None, ..self.info };
-        dynasm!(self.code ; .arch x64
-            ; gs mov rcx, [DWORD at::VECTORS_MISSING]
-            ; jrcxz >loaded
-            ; call extern self.glue.load_vectors as usize
-            ; .u32 info.pack()
-            ; .u32 0
-            ; loaded:
-        );
+        dynasm!(self.code ; .arch x64 ; mov rcx, [rsp + at::VECTORS_MISSING] ; jrcxz >loaded);
+        self.exit(self.glue.load_vectors, None);
+        // Where the load is refused, what follows must not run here either.
+        self.no_resume();
+        dynasm!(self.code ; .arch x64 ; loaded:);
     }
 
-    /// A conditional jump to `label` on condition `cc`.
+    /// A conditional jump to `label` on condition `cc`; always with a displacement of 32 bits.
     pub(crate) fn jump_if(&mut self, cc: u8, label: DynamicLabel) {
         let code = &mut self.code;
         match cc {
@@ -380,7 +445,7 @@ impl Emitter {
         }
     }
 
-    /// Jumps to `label` when guest RCX is zero (`IF_ZERO`) or not.
+    /// Jumps to `label` when guest RCX is zero or, with `zero` false, when it is not.
     pub(crate) fn jump_if_counter(&mut self, zero: bool, label: DynamicLabel) {
         dynasm!(self.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST) ; jrcxz >zero);
         if zero {

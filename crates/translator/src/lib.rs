@@ -10,7 +10,7 @@
 //! Blocks are found by their place in guest RAM ([`blocks`]) and do not depend on the address that
 //! they are mapped at: processes share them.
 //!
-//! Needs BMI2, AVX2 and FSGSBASE on the host.
+//! Needs BMI2 and AVX2 on the host.
 //! Neighbours: implements `engine`; uses `interpreter`, `memory`, `hostexec` (operand facts).
 
 #![expect(clippy::useless_conversion, reason = "dynasm! converts register numbers, which are u8")]
@@ -18,12 +18,18 @@
 mod alarm;
 mod allow;
 mod blocks;
+mod branches;
 mod cache;
 mod context;
+mod copied;
 mod emit;
 mod enter;
+mod exits;
 mod glue;
+mod plan;
+mod records;
 mod registers;
+mod strings;
 mod tables;
 mod translate;
 mod vcpu;
@@ -35,29 +41,46 @@ pub use vcpu::TranslatorVcpu;
 /// Name of the engine on the command line.
 pub(crate) const NAME: &str = "translator";
 
+/// What can be chosen about the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Size of the code cache of each vCPU, in bytes; at least two blocks' worth. It is committed
+    /// as it fills; when it is full it starts empty.
+    pub cache_bytes: usize,
+    /// Longest block, in instructions, at least 1.
+    pub longest_block: u32,
+}
+
+impl Default for Options {
+    /// 256 MiB; 64 instructions.
+    fn default() -> Self {
+        Self { cache_bytes: 256 << 20, longest_block: translate::MAX_INSTRUCTIONS }
+    }
+}
+
 /// The translator.
 #[derive(Clone, Copy, Debug)]
 pub struct Translator {
-    cache_size: usize,
+    options: Options,
 }
 
 impl Translator {
-    /// The engine, with the default code cache of 256 MiB for each vCPU (committed as it fills).
+    /// The engine with the default options.
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] naming what the host lacks.
     pub fn new() -> Result<Self, EngineError> {
-        Self::with_cache(vcpu::DEFAULT_CACHE)
+        Self::with_options(Options::default())
     }
 
-    /// The engine with a code cache of `bytes` for each vCPU; at least two blocks' worth.
+    /// The engine.
     ///
     /// # Errors
     /// As [`Translator::new`].
-    pub fn with_cache(bytes: usize) -> Result<Self, EngineError> {
+    pub fn with_options(options: Options) -> Result<Self, EngineError> {
         let missing = |feature: &str| EngineError::Unsupported {
             engine: NAME,
-            missing: format!("this host's CPU or kernel lacks {feature}"),
+            missing: format!("this host's CPU lacks {feature}"),
         };
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(missing("BMI2"));
@@ -65,17 +88,16 @@ impl Translator {
         if !std::arch::is_x86_feature_detected!("avx2") {
             return Err(missing("AVX2"));
         }
-        if !kernel_allows_fsgsbase() {
-            return Err(missing("FSGSBASE"));
-        }
-        Ok(Self { cache_size: bytes })
+        Ok(Self { options })
     }
-}
 
-/// The kernel tells by bit 1 of AT_HWCAP2 that user space may use FSGSBASE.
-fn kernel_allows_fsgsbase() -> bool {
-    const HWCAP2_FSGSBASE: usize = 1 << 1;
-    rustix::param::linux_hwcap().1 & HWCAP2_FSGSBASE != 0
+    /// The engine with a code cache of `bytes` for each vCPU; at least two blocks' worth.
+    ///
+    /// # Errors
+    /// As [`Translator::new`].
+    pub fn with_cache(bytes: usize) -> Result<Self, EngineError> {
+        Self::with_options(Options { cache_bytes: bytes, ..Options::default() })
+    }
 }
 
 impl Engine for Translator {
@@ -84,6 +106,6 @@ impl Engine for Translator {
     }
 
     fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
-        Ok(Box::new(TranslatorVcpu::new(config, self.cache_size)?))
+        Ok(Box::new(TranslatorVcpu::new(config, &self.options)?))
     }
 }

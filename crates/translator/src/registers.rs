@@ -8,12 +8,14 @@
 //! | R8 R9 R10 R11 R15 | slots of the [`Context`](crate::context::Context) |
 //!
 //! RCX, R8 and R9 of the host are scratch (JRCXZ, the only branch that leaves flags alone, needs
-//! RCX); R15 holds the tables; RSP is the VMM's own.
+//! RCX); R15 holds the tables; RSP points at the context.
 
 use iced_x86::Register;
 
 /// Guest registers that live in the host register of the same number.
 pub(crate) const IN_PLACE: [u8; 9] = [0, 2, 3, 5, 6, 7, 12, 13, 14];
+/// Guest registers that live in slots, in the order of the slots.
+pub(crate) const SLOTTED: [u8; 5] = [8, 9, 10, 11, 15];
 /// Host register of guest RCX.
 pub(crate) const HOST_RCX_OF_GUEST: u8 = 10;
 /// Host register of guest RSP.

@@ -7,7 +7,9 @@
 use interpreter::{AccessMode, TlbChange};
 use memory::{GuestRam, RamOffset};
 
-use crate::context::{JUMP_ENTRIES, Masks, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index};
+use crate::context::{
+    JUMP_ENTRIES, Masks, TABLES_BIAS, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index,
+};
 
 /// Address spaces (PCIDs) that have tables at a time.
 const SPACES: usize = 8;
@@ -97,9 +99,30 @@ impl AddressSpaces {
             .get_or_insert_with(|| Box::new(Logged::new()))
     }
 
-    /// Address of the tables of the present address space for `mode`.
+    /// What generated code uses as address of the tables of the present address space for `mode`.
     pub(crate) fn address(&mut self, mode: AccessMode) -> u64 {
-        std::ptr::from_mut::<Tables>(&mut self.logged(mode).tables) as u64
+        std::ptr::from_mut::<Tables>(&mut self.logged(mode).tables) as u64 + TABLES_BIAS
+    }
+
+    /// Whether two addresses of different pages use the same entry.
+    pub(crate) fn collide(&self, one: u64, other: u64) -> bool {
+        one >> 12 != other >> 12 && (one ^ other) >> 12 & (TLB_ENTRIES as u64 - 1) == 0
+    }
+
+    /// Whether the page of `linear` is entered for such an access.
+    pub(crate) fn has(&mut self, mode: AccessMode, linear: u64, write: bool) -> bool {
+        let tables = &self.logged(mode).tables;
+        let index = (linear >> 12) as usize % TLB_ENTRIES;
+        let tags = if write { &tables.write } else { &tables.read };
+        tags[index] == (linear & !0xfff).wrapping_neg()
+    }
+
+    /// The host address of the block at `target`, if it is in the jump table.
+    pub(crate) fn find_jump(&mut self, mode: AccessMode, target: u64) -> Option<u64> {
+        let tables = &self.logged(mode).tables;
+        let index = jump_index(target);
+        let found = tables.jump_tag[index] == target.wrapping_neg();
+        found.then(|| tables.jump_host[index])
     }
 
     /// Enters the page of `linear`, which lies at `ram` in guest RAM.

@@ -1,91 +1,100 @@
 //! The vCPU: the dispatcher between translated code and the interpreter.
 //!
 //! The interpreter's CPU is the one owner of the guest's state. The dispatcher serves events at
-//! block boundaries, finds or translates the block at RIP, runs translated code until it exits,
-//! and lets the interpreter execute what an exit is about. Most exits resume in the middle of
-//! their block.
+//! block boundaries, finds or translates the block at RIP, and runs translated code until it is
+//! left for good; what the exits on the way ask for is in [`crate::exits`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::{CpuBus, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats};
-use interpreter::{InterpreterVcpu, Registers, TlbChange};
+use iced_x86::InstructionInfoFactory;
+use interpreter::{AccessMode, InterpreterVcpu, TlbChange};
 use memory::{GuestRam, RamOffset};
 
+use crate::Options;
 use crate::alarm::Alarm;
-use crate::blocks::{Block, Blocks};
+use crate::blocks::{Block, Blocks, Key};
 use crate::cache::CodeCache;
-use crate::context::Context;
-use crate::emit::ExitInfo;
+use crate::context::{Context, Frame};
 use crate::enter;
-use crate::glue::{Exit, Glue};
+use crate::glue::{EXIT_KINDS, Exit, Glue};
+use crate::records::Record;
 use crate::tables::AddressSpaces;
-use crate::translate::{MAX_BLOCK_BYTES, translate};
-
-/// Size of the code cache unless configured otherwise, in bytes; committed as it fills.
-pub(crate) const DEFAULT_CACHE: usize = 256 << 20;
+use crate::translate::{MAX_BLOCK_BYTES, Request, Surroundings, translate};
 
 /// A vCPU of the translator.
 pub struct TranslatorVcpu {
-    interpreter: InterpreterVcpu,
-    ram: Arc<GuestRam>,
-    context: Arc<SharedContext>,
-    spaces: AddressSpaces,
+    pub(crate) interpreter: InterpreterVcpu,
+    pub(crate) ram: Arc<GuestRam>,
+    frame: Arc<SharedFrame>,
+    pub(crate) spaces: AddressSpaces,
     blocks: Blocks,
-    cache: CodeCache,
-    glue: Glue,
+    pub(crate) cache: CodeCache,
+    pub(crate) records: Vec<Record>,
+    pub(crate) glue: Glue,
     glue_size: usize,
+    longest_block: u32,
+    info: InstructionInfoFactory,
     alarm: Alarm,
     changes: Vec<TlbChange>,
     watch_epoch: u64,
-    counters: Counters,
+    pub(crate) counters: Counters,
 }
 
-/// The context, shared with the threads that set its poll word.
-struct SharedContext(std::cell::UnsafeCell<Context>);
+/// The frame, shared with the threads that set the context's poll word.
+struct SharedFrame(std::cell::UnsafeCell<Frame>);
 
 // SAFETY: other threads touch only the atomic poll word; the rest belongs to the vCPU's thread.
-unsafe impl Sync for SharedContext {}
+unsafe impl Sync for SharedFrame {}
 // SAFETY: as for Sync.
-unsafe impl Send for SharedContext {}
+unsafe impl Send for SharedFrame {}
 
-impl SharedContext {
+impl SharedFrame {
     /// Makes translated code leave at its next block.
     fn poll(&self) {
-        // SAFETY: the field is atomic and lives as long as the context; no reference to the whole
+        // SAFETY: the field is atomic and lives as long as the frame; no reference to the whole
         // context is made.
-        unsafe { (*std::ptr::addr_of!((*self.0.get()).poll)).store(1, Ordering::Release) }
+        unsafe { (*std::ptr::addr_of!((*self.0.get()).context.poll)).store(1, Ordering::Release) }
+    }
+
+    fn context(&self) -> *mut Context {
+        // SAFETY: the frame is live; this only computes an address.
+        unsafe { std::ptr::addr_of_mut!((*self.0.get()).context) }
     }
 }
 
 #[derive(Default)]
-struct Counters {
+pub(crate) struct Counters {
     translated: u64,
     guest_bytes: u64,
     host_bytes: u64,
     cache_drops: u64,
-    exits: [u64; 5],
-    resumed: u64,
-    tlb_fills: u64,
+    pub(crate) exits: [u64; EXIT_KINDS],
+    pub(crate) resumed: u64,
+    pub(crate) interpreted_resumed: u64,
+    pub(crate) tlb_fills: u64,
+    pub(crate) groups_split: u64,
+    dispatches: u64,
     interpreted_blocks: u64,
     translating_ns: u64,
 }
 
 impl TranslatorVcpu {
-    /// A vCPU in its power-on state, with a code cache of `cache_size` bytes.
+    /// A vCPU in its power-on state.
     ///
     /// # Errors
     /// [`EngineError::Host`] when the host gives no executable memory.
-    pub fn new(config: VcpuConfig, cache_size: usize) -> Result<Self, EngineError> {
+    pub fn new(config: VcpuConfig, options: &Options) -> Result<Self, EngineError> {
         let host = |cause: String| EngineError::Host { engine: crate::NAME, cause };
         let ram = Arc::clone(&config.ram);
         let mut interpreter = InterpreterVcpu::new(config)?;
         interpreter.serve_translator();
-        let mut cache = CodeCache::new(cache_size.max(2 * MAX_BLOCK_BYTES))
+        let mut cache = CodeCache::new(options.cache_bytes.max(2 * MAX_BLOCK_BYTES))
             .map_err(|e| host(format!("no memory for translated code: {e}")))?;
         let glue = Glue::emit(&mut cache);
-        let context = Arc::new(SharedContext(std::cell::UnsafeCell::new(Context::new())));
-        let polled = Arc::clone(&context);
+        let frame = Arc::new(SharedFrame(std::cell::UnsafeCell::new(Frame::new())));
+        let polled = Arc::clone(&frame);
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || polled.poll());
         interpreter.on_wake(Arc::clone(&wake));
         Ok(Self {
@@ -96,25 +105,30 @@ impl TranslatorVcpu {
             alarm: Alarm::new(wake).map_err(|e| host(format!("no timer thread: {e}")))?,
             interpreter,
             ram,
-            context,
+            frame,
             cache,
+            records: Vec::new(),
             glue,
+            longest_block: options.longest_block.max(1),
+            info: InstructionInfoFactory::new(),
             changes: Vec::new(),
             counters: Counters::default(),
         })
     }
 
     /// The context, for the vCPU's own thread while translated code does not run.
-    fn context(&mut self) -> &mut Context {
+    pub(crate) fn context(&mut self) -> &mut Context {
         // SAFETY: `&mut self` makes this the only access but for the poll word, which other
         // threads reach through a raw pointer and which is atomic.
-        unsafe { &mut *self.context.0.get() }
+        unsafe { &mut *self.frame.context() }
     }
 
     /// Serves events and finds out whether translated code may run; runs it until it leaves for
     /// good. `Some` leaves `run`.
     fn dispatch(&mut self, bus: &dyn CpuBus) -> Option<VcpuExit> {
-        if self.context().poll.swap(0, Ordering::AcqRel) != 0 {
+        self.counters.dispatches += 1;
+        if self.context().poll.load(Ordering::Relaxed) != 0 {
+            self.context().poll.store(0, Ordering::SeqCst);
             self.interpreter.expire_clock();
         }
         if let Some(exit) = self.interpreter.serve_events(bus) {
@@ -126,12 +140,22 @@ impl TranslatorVcpu {
             self.interpreter.step(bus);
             return None;
         }
-        let found = self.interpreter.locate_code().and_then(|at| self.block(at));
-        let short = |block: &Block| {
+        let rip = self.interpreter.registers().rip;
+        let mode = self.interpreter.access_mode();
+        let counts = self.interpreter.budget().is_some();
+        if !counts && let Some(host) = self.spaces.find_jump(mode, rip) {
+            self.execute(bus, host, rip);
+            return None;
+        }
+        let found = self.interpreter.locate_code().and_then(|at| self.block(at, false));
+        let affordable = |block: &Block| {
             self.interpreter.budget().is_none_or(|left| left >= u64::from(block.instructions))
         };
-        match found.filter(short) {
-            Some(block) => self.execute(bus, block),
+        match found.filter(affordable) {
+            Some(block) => {
+                self.spaces.fill_jump(mode, rip, block.entry);
+                self.execute(bus, if counts { block.entry } else { block.body }, rip);
+            }
             None => {
                 self.counters.interpreted_blocks += 1;
                 self.interpreter.step(bus);
@@ -159,27 +183,30 @@ impl TranslatorVcpu {
     }
 
     fn set_alarm(&mut self, bus: &dyn CpuBus) {
-        if let Some(deadline) = self.interpreter.timer_deadline_ns(bus) {
-            self.alarm.set(deadline, bus.clock().now());
+        let deadline = self.interpreter.timer_deadline();
+        if self.alarm.is_news(deadline) {
+            self.alarm.set(self.interpreter.timer_distance_ns(bus));
         }
     }
 
     /// The block at `at`, translated if need be.
-    fn block(&mut self, at: RamOffset) -> Option<Block> {
-        match self.blocks.find(at) {
+    pub(crate) fn block(&mut self, at: RamOffset, plain: bool) -> Option<Block> {
+        let user = self.interpreter.access_mode() == AccessMode::User;
+        let key = Key { at, user, plain };
+        match self.blocks.find(key) {
             Some(block) => Some(block),
-            None => self.translate(at),
+            None => self.translate(key),
         }
     }
 
     #[cold]
-    fn translate(&mut self, at: RamOffset) -> Option<Block> {
+    fn translate(&mut self, key: Key) -> Option<Block> {
         let begin = std::time::Instant::now();
         if !self.cache.has_room(MAX_BLOCK_BYTES) {
             self.drop_all();
         }
-        let page_start = RamOffset(at.0 & !0xfff);
-        let known = self.blocks.has_page(at);
+        let page_start = RamOffset(key.at.0 & !0xfff);
+        let known = self.blocks.has_page(key.at);
         // Watched before it is read: a write from now on changes the version.
         let version = self.ram.watch_code(page_start);
         if !known {
@@ -188,10 +215,23 @@ impl TranslatorVcpu {
         let mut page = [0; 4096];
         self.ram.read_at(page_start, &mut page);
         let interpreter = &self.interpreter;
-        let offers = |instruction: &iced_x86::Instruction| interpreter.offers(instruction);
-        let start = (at.0 % 4096) as u32;
-        let translation = translate(self.glue, self.cache.next(), &page, start, &offers)?;
+        let around = Surroundings {
+            glue: self.glue,
+            base: self.cache.next(),
+            first_record: self.records.len() as u32,
+            offers: &|instruction| interpreter.offers(instruction),
+            info: &mut self.info,
+        };
+        let request = Request {
+            start: (key.at.0 % 4096) as u32,
+            user: key.user,
+            plain: key.plain,
+            counts: self.interpreter.budget().is_some(),
+            longest: self.longest_block,
+        };
+        let translation = translate(around, &page, request)?;
         let entry = self.cache.append(&translation.host);
+        self.records.extend(translation.records);
         self.counters.translated += 1;
         self.counters.guest_bytes += u64::from(translation.guest_bytes);
         self.counters.host_bytes += translation.host.len() as u64;
@@ -200,181 +240,48 @@ impl TranslatorVcpu {
             body: entry + translation.body as u64,
             instructions: translation.instructions,
         };
-        self.blocks.insert(at, version, block);
+        self.blocks.insert(key, version, block);
         self.counters.translating_ns += begin.elapsed().as_nanos() as u64;
         Some(block)
+    }
+
+    /// How often the code cache has been emptied: addresses from before are gone.
+    pub(crate) fn cache_drops(&self) -> u64 {
+        self.counters.cache_drops
     }
 
     /// Starts with an empty code cache.
     fn drop_all(&mut self) {
         self.counters.cache_drops += 1;
         self.blocks.clear();
+        self.records.clear();
         self.spaces.flush_all_jumps();
         self.cache.truncate(self.glue_size);
     }
 
-    /// Runs translated code from `block` until something has to be decided.
-    fn execute(&mut self, bus: &dyn CpuBus, block: Block) {
-        let registers = self.interpreter.registers();
-        let mode = self.interpreter.access_mode();
-        self.spaces.fill_jump(mode, registers.rip, block.entry);
-        self.context().page = registers.rip & !0xfff;
-        self.context().last = 0;
-        self.load_context(&registers);
-        if self.interpreter.budget().is_some() {
-            // One block at a time, so that the instructions can be counted.
-            self.context().poll.store(1, Ordering::Release);
-        }
-        let mut at = block.body;
+    /// Runs translated code from `host`, which is that of the guest's `rip`, until something has
+    /// to be decided.
+    fn execute(&mut self, bus: &dyn CpuBus, host: u64, rip: u64) {
+        self.context().page = rip & !0xfff;
+        self.load_context();
+        let mut at = host;
         let mut enter = self.glue.enter;
+        let context = self.frame.context();
         loop {
-            enter::run(enter, at);
+            enter::run(enter, at, context);
             match self.after_exit(bus) {
-                Some(Resume { host, vectors }) => {
-                    at = host;
-                    enter = if vectors { self.glue.enter_with_vectors } else { self.glue.enter };
-                }
+                Some(resumed) => at = resumed,
                 None => return,
             }
+            let vectors = self.context().vectors_were_loaded != 0;
+            enter = if vectors { self.glue.enter_with_vectors } else { self.glue.enter };
         }
     }
-
-    /// Puts the registers and what else translated code needs into the context.
-    fn load_context(&mut self, registers: &Registers) {
-        let mode = self.interpreter.access_mode();
-        let tables = self.spaces.address(mode);
-        let allowed = u64::from(self.interpreter.vectors_enabled());
-        let (fs_base, gs_base) = self.interpreter.segment_bases();
-        let vectors = self.interpreter.fpu_mut().area_mut().as_mut_ptr() as u64;
-        let context = self.context();
-        context.gpr = registers.gpr;
-        // Bit 1 of RFLAGS is always set; interrupts are the host's own matter.
-        context.flags = registers.flags | 2;
-        context.tables = tables;
-        context.vectors_allowed = allowed;
-        (context.fs_base, context.gs_base) = (fs_base, gs_base);
-        context.vectors = vectors;
-    }
-
-    /// Does what an exit asks for; where to resume, if translated code goes on.
-    fn after_exit(&mut self, bus: &dyn CpuBus) -> Option<Resume> {
-        let context = self.context();
-        let kind = context.exit_kind;
-        let data = context.exit_data;
-        let page = context.page;
-        let last = context.last;
-        let (word, second) = (self.cache.word(data), self.cache.word(data + 4));
-        self.counters.exits[(kind as usize).min(4)] += 1;
-        if kind == Exit::Poll as u64 {
-            self.store_registers(page.wrapping_add(u64::from(word)), last);
-            return None;
-        }
-        if kind == Exit::Chain as u64 {
-            self.store_registers(page.wrapping_add(u64::from(word)), last);
-            return self.link(data - u64::from(second));
-        }
-        let info = ExitInfo::unpack(word);
-        let rip = page.wrapping_add(u64::from(info.offset));
-        self.store_registers(rip, u64::from(info.executed));
-        self.interpret(bus, info, data, second)
-    }
-
-    fn store_registers(&mut self, rip: u64, executed: u64) {
-        let context = self.context();
-        let registers =
-            Registers { gpr: context.gpr, rip, flags: context.flags & interpreter::CARRIED_FLAGS };
-        self.interpreter.set_registers(&registers);
-        if self.interpreter.budget().is_some() {
-            self.interpreter.account(executed);
-        }
-    }
-
-    /// A direct jump whose site is at `site` has no target yet: links it.
-    fn link(&mut self, site: u64) -> Option<Resume> {
-        if self.interpreter.budget().is_some() || self.interpreter.needs_attention() {
-            return None;
-        }
-        let drops = self.counters.cache_drops;
-        let at = self.interpreter.locate_code()?;
-        let block = self.block(at)?;
-        if self.counters.cache_drops != drops {
-            // The site is gone with the cache.
-            return None;
-        }
-        // Every loop jumps backwards in the cache somewhere, and polls there; jumps forward need not.
-        let target = if block.entry > site { block.body } else { block.entry };
-        let distance = target.wrapping_sub(site + 4) as i64;
-        self.cache.patch(site, i32::try_from(distance).ok()?);
-        let vectors = self.context().vectors_were_loaded != 0;
-        Some(Resume { host: target, vectors })
-    }
-
-    /// Lets the interpreter execute the instruction of an exit.
-    fn interpret(
-        &mut self,
-        bus: &dyn CpuBus,
-        info: ExitInfo,
-        data: u64,
-        resume: u32,
-    ) -> Option<Resume> {
-        if self.interpreter.must_interpret() || self.interpreter.budget() == Some(0) {
-            return None;
-        }
-        let mode = self.interpreter.access_mode();
-        let page = self.context().page;
-        let linear = self.context().linear;
-        let epoch = self.ram.code_epoch();
-        let next = self.interpreter.step_to_next(bus);
-        if let Some(access) = info.access {
-            self.fill(mode, linear, access == crate::allow::Access::Write);
-        }
-        let straight = next == Some(self.interpreter.registers().rip);
-        let calm = !self.interpreter.needs_attention()
-            && !self.interpreter.must_interpret()
-            && !self.interpreter.has_tlb_changes()
-            && self.interpreter.budget().is_none()
-            && self.interpreter.access_mode() == mode
-            && self.ram.code_epoch() == epoch;
-        if resume == 0 || !straight || !calm {
-            return None;
-        }
-        let vectors = self.context().vectors_were_loaded != 0;
-        if vectors && !self.interpreter.vectors_enabled() {
-            return None;
-        }
-        self.counters.resumed += 1;
-        debug_assert_eq!(self.context().page, page, "the page of a block does not change");
-        let registers = self.interpreter.registers();
-        self.load_context(&registers);
-        Some(Resume { host: data + u64::from(resume), vectors })
-    }
-
-    /// Enters the page that an access has just reached by way of the interpreter.
-    fn fill(&mut self, mode: interpreter::AccessMode, linear: u64, write: bool) {
-        if self.interpreter.has_tlb_changes() || self.interpreter.access_mode() != mode {
-            return;
-        }
-        let Some(ram) = self.interpreter.cached_page(linear, write) else { return };
-        let quiet = self.ram.is_quiet(ram);
-        if write && !quiet {
-            return;
-        }
-        self.counters.tlb_fills += 1;
-        self.spaces.fill(mode, linear, ram, write);
-    }
-}
-
-/// Where translated code goes on after an exit.
-struct Resume {
-    host: u64,
-    /// The guest's vector registers must be loaded first.
-    vectors: bool,
 }
 
 impl Vcpu for TranslatorVcpu {
     fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
         self.interpreter.bind_thread();
-        enter::bind(self.context());
         loop {
             if let Some(exit) = self.dispatch(bus) {
                 return Ok(exit);
@@ -383,8 +290,8 @@ impl Vcpu for TranslatorVcpu {
     }
 
     fn set_budget(&mut self, instructions: Option<u64>) {
-        if instructions.is_some() && self.interpreter.budget().is_none() {
-            // Jumps that were linked without a budget pass polls, where instructions are counted.
+        if instructions.is_some() != self.interpreter.budget().is_some() {
+            // Blocks count, or do not.
             self.drop_all();
         }
         self.interpreter.set_budget(instructions);
@@ -407,18 +314,23 @@ impl Vcpu for TranslatorVcpu {
         // Translated code does not count.
         stats.instructions = None;
         let c = &self.counters;
-        let [_, interpret, chain, poll, _] = c.exits;
+        let exits = |kind: Exit| c.exits[kind as usize];
         stats.counters.extend([
             ("blocks_translated", c.translated),
             ("guest_bytes_translated", c.guest_bytes),
             ("host_bytes_emitted", c.host_bytes),
             ("translating_ns", c.translating_ns),
             ("code_cache_drops", c.cache_drops),
-            ("exits_to_interpreter", interpret),
+            ("exits_to_interpreter", exits(Exit::Interpret)),
+            ("exits_by_tlb_miss", exits(Exit::Miss)),
+            ("exits_by_jump_miss", exits(Exit::Jump)),
+            ("exits_to_link", exits(Exit::Chain)),
+            ("exits_by_poll", exits(Exit::Poll)),
             ("exits_resumed", c.resumed),
-            ("exits_to_link", chain),
-            ("exits_by_poll", poll),
+            ("exits_interpreted_and_resumed", c.interpreted_resumed),
             ("inline_tlb_fills", c.tlb_fills),
+            ("groups_split", c.groups_split),
+            ("dispatches", c.dispatches),
             ("interpreted_alone", c.interpreted_blocks),
         ]);
         stats

@@ -74,7 +74,7 @@ impl Cpu {
         self.segment[seg::CS].selector = selector;
         self.segment[seg::CS].base = u64::from(selector) << 4;
         self.set_rip(offset);
-        self.refresh();
+        self.refresh_level();
         Ok(())
     }
 
@@ -123,7 +123,7 @@ impl Cpu {
     fn enter_code(&mut self, segment: Segment, selector: u16, cpl: u8, offset: u64) {
         self.segment[seg::CS] = Segment { selector: selector & !3 | u16::from(cpl), ..segment };
         self.set_rip(offset);
-        self.refresh();
+        self.refresh_level();
     }
 
     /// JMP or CALL through a call gate (SDM vol. 3A 5.8.3 to 5.8.5).

@@ -41,13 +41,27 @@ fn syscall(cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
     cpu.set_reg(R11, cpu.rflags() & !rflags::RF);
     let flags = cpu.rflags() & !cpu.msrs.sfmask & !rflags::RF;
     cpu.set_rip(target);
-    let selector = cpu.msrs.star >> 32 & 0xfffc;
-    set_flat(cpu, seg::CS, selector, at_dpl(CODE64, 0));
-    set_flat(cpu, seg::SS, selector + 8, at_dpl(DATA32, 0));
+    cpu.enter_syscall_segments();
     cpu.step_suppressed = flags & rflags::TF == 0;
     cpu.set_rflags(flags);
-    cpu.refresh();
+    cpu.refresh_level();
     Ok(())
+}
+
+impl Cpu {
+    /// CS and SS as SYSCALL leaves them; the caller refreshes what depends on them.
+    pub(crate) fn enter_syscall_segments(&mut self) {
+        let selector = self.msrs.star >> 32 & 0xfffc;
+        set_flat(self, seg::CS, selector, at_dpl(CODE64, 0));
+        set_flat(self, seg::SS, selector + 8, at_dpl(DATA32, 0));
+    }
+
+    /// CS and SS as SYSRET to 64-bit code leaves them; the caller refreshes what depends on them.
+    pub(crate) fn enter_sysret_segments(&mut self) {
+        let base = self.msrs.star >> 48;
+        set_flat(self, seg::CS, (base + 16) | 3, at_dpl(CODE64, 3));
+        set_flat(self, seg::SS, (base + 8) | 3, at_dpl(DATA32, 3));
+    }
 }
 
 /// SYSRET to 64-bit code (`W` u64) or compatibility code.
@@ -61,14 +75,14 @@ fn sysret<W: Scalar>(cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
         // Checked before the level changes on Intel; AMD does not check.
         cpu.require(is_canonical(target) || cpu.profile.vendor() == Vendor::Amd)?;
     }
-    let base = cpu.msrs.star >> 48;
-    let code = if W::BYTES == 8 { (base + 16) | 3 } else { base | 3 };
-    set_flat(cpu, seg::CS, code, at_dpl(if W::BYTES == 8 { CODE64 } else { CODE32 }, 3));
-    set_flat(cpu, seg::SS, (base + 8) | 3, at_dpl(DATA32, 3));
+    cpu.enter_sysret_segments();
+    if W::BYTES == 4 {
+        set_flat(cpu, seg::CS, cpu.msrs.star >> 48 | 3, at_dpl(CODE32, 3));
+    }
     cpu.set_rip(target);
     let flags = cpu.reg(R11) & rflags::ALL & !(rflags::RF | rflags::VM);
     cpu.set_rflags(flags);
-    cpu.refresh();
+    cpu.refresh_level();
     Ok(())
 }
 

@@ -1,0 +1,413 @@
+//! Instructions between registers and memory: copied with their operands replaced, or built from a
+//! few others.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
+
+use crate::allow::{Access, gives_index};
+use crate::emit::{R8, R9, RCX};
+use crate::plan::{Planned, Use};
+use crate::records::Checked;
+use crate::registers::{HOST_RCX_OF_GUEST, Home, home, is_high_byte, sized};
+use crate::translate::{Flow, Translator};
+
+const RBP: u8 = 5;
+
+impl Translator<'_> {
+    /// Replaces register operands by their host registers. Guest registers that live in slots get
+    /// scratch registers, taken from `free`; `None` when these do not suffice.
+    fn map_registers(
+        &self,
+        instruction: &Instruction,
+        free: &[u8],
+    ) -> Option<(Instruction, Vec<(u8, u8)>)> {
+        let mut mapped = *instruction;
+        let mut slots: Vec<(u8, u8)> = Vec::new();
+        for operand in 0..instruction.op_count() {
+            if instruction.op_kind(operand) != OpKind::Register {
+                continue;
+            }
+            let register = instruction.op_register(operand);
+            if !register.is_gpr() {
+                continue;
+            }
+            if is_high_byte(register) {
+                if register == Register::CH {
+                    return None;
+                }
+                continue;
+            }
+            let number = register.full_register().number() as u8;
+            let host = match home(number) {
+                Home::Host(host) => host,
+                Home::Slot => match slots.iter().find(|(guest, _)| *guest == number) {
+                    Some((_, scratch)) => *scratch,
+                    None => {
+                        let scratch = *free.get(slots.len())?;
+                        slots.push((number, scratch));
+                        scratch
+                    }
+                },
+            };
+            mapped.set_op_register(operand, sized(host, register));
+        }
+        Some((mapped, slots))
+    }
+
+    /// An instruction between general registers, or with one memory operand.
+    pub(crate) fn general(&mut self, planned: &Planned, access: Access) -> Option<Flow> {
+        let instruction = &planned.instruction;
+        let memory = has_memory(instruction);
+        let by_cl = uses_cl_as_count(instruction);
+        let free: &[u8] = match (memory, by_cl) {
+            (false, false) => &[RCX, R8, R9],
+            (false, true) => &[R8, R9],
+            (true, false) => &[RCX],
+            (true, true) => &[],
+        };
+        let (mut mapped, slots) = self.map_registers(instruction, free)?;
+        if by_cl {
+            let last = instruction.op_count() - 1;
+            mapped.set_op_register(last, Register::CL);
+        }
+        if memory {
+            replace_memory(&mut mapped, planned);
+        }
+        let bytes = self.emit.encode(&mapped)?;
+        if memory {
+            let len = instruction.memory_size().size() as u16;
+            self.check_operand(planned, Checked { access, len, alignment: 1, group: false })?;
+        }
+        if by_cl {
+            dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
+        }
+        self.copy(instruction, &bytes, &slots);
+        Some(Flow::Next)
+    }
+
+    /// Checks the explicit memory operand, which is then where [`replace_memory`] says.
+    fn check_operand(&mut self, planned: &Planned, checked: Checked) -> Option<()> {
+        let instruction = &planned.instruction;
+        if planned.operand == Use::Single {
+            self.emit.linear_address(instruction)?;
+            self.emit.check(checked);
+            return Some(());
+        }
+        let base = instruction.memory_base().number() as u8;
+        self.check_at(planned.operand, base, 0, checked.len, checked.access);
+        if home(base) == Home::Slot {
+            self.emit.load_guest(R8, base);
+        }
+        Some(())
+    }
+
+    /// The encoded instruction between loads and stores of the slots that it uses.
+    fn copy(&mut self, instruction: &Instruction, bytes: &[u8], slots: &[(u8, u8)]) {
+        if slots.is_empty() {
+            self.emit.bytes(bytes);
+            return;
+        }
+        let written = self.written_registers(instruction);
+        for &(guest, scratch) in slots {
+            self.emit.load_guest(scratch, guest);
+        }
+        self.emit.bytes(bytes);
+        for &(guest, scratch) in slots {
+            if written >> guest & 1 != 0 {
+                self.emit.store_guest(guest, scratch);
+            }
+        }
+    }
+
+    /// The guest registers that the instruction may write among its operands, as a bit set.
+    fn written_registers(&mut self, instruction: &Instruction) -> u16 {
+        let info = self.info.info(instruction);
+        let mut written = 0_u16;
+        for operand in 0..instruction.op_count() {
+            let writes = !matches!(
+                info.op_access(operand),
+                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            );
+            if writes && instruction.op_kind(operand) == OpKind::Register {
+                let register = instruction.op_register(operand);
+                if register.is_gpr() {
+                    written |= 1 << register.full_register().number();
+                }
+            }
+        }
+        written
+    }
+
+    pub(crate) fn vector(&mut self, planned: &Planned) -> Option<Flow> {
+        let instruction = &planned.instruction;
+        let memory = has_memory(instruction);
+        let free: &[u8] = if memory { &[RCX] } else { &[RCX, R8, R9] };
+        let (mut mapped, slots) = self.map_registers(instruction, free)?;
+        if memory {
+            replace_memory(&mut mapped, planned);
+        }
+        let bytes = self.emit.encode(&mapped)?;
+        if !self.vectors_loaded {
+            self.emit.need_vectors();
+            self.vectors_loaded = true;
+        }
+        if memory {
+            let operand = hostexec::memory_operand(instruction);
+            let alignment = hostexec::alignment_required(instruction).unwrap_or(1) as u8;
+            let access = if operand.write { Access::Write } else { Access::Read };
+            let len = operand.size.max(1) as u16;
+            self.check_operand(planned, Checked { access, len, alignment, group: false })?;
+        }
+        self.copy(instruction, &bytes, &slots);
+        if gives_index(instruction) {
+            self.emit.store_guest(1, RCX);
+        }
+        Some(Flow::Next)
+    }
+
+    pub(crate) fn lea(&mut self, instruction: &Instruction) -> Option<Flow> {
+        let register = instruction.op0_register();
+        let number = register.full_register().number() as u8;
+        match home(number) {
+            Home::Host(host) => self.emit.lea(instruction, sized(host, register))?,
+            Home::Slot => {
+                if register.size() == 2 {
+                    self.emit.load_guest(RCX, number);
+                }
+                self.emit.lea(instruction, sized(RCX, register))?;
+                self.emit.store_guest(number, RCX);
+            }
+        }
+        Some(Flow::Next)
+    }
+
+    /// DIV and IDIV fault on the host as on the guest: cases that might go to the interpreter.
+    pub(crate) fn div(&mut self, planned: &Planned) -> Option<Flow> {
+        let instruction = &planned.instruction;
+        let wide = if has_memory(instruction) {
+            instruction.memory_size().size() == 8
+        } else {
+            instruction.op0_register().size() == 8
+        };
+        let signed = instruction.mnemonic() == Mnemonic::Idiv;
+        self.load_divisor(planned, wide)?;
+        if !wide {
+            let code = &mut self.emit.code;
+            if signed {
+                dynasm!(code ; .arch x64 ; movsxd r8, r8d);
+            } else {
+                dynasm!(code ; .arch x64 ; mov r8d, r8d);
+            }
+        }
+        if signed {
+            self.require_nonzero(R8, 0);
+            self.require_nonzero(R8, 1);
+            self.require_sign_extended(wide);
+        } else {
+            self.require_quotient_fits(wide);
+        }
+        let code = &mut self.emit.code;
+        match (signed, wide) {
+            (false, true) => dynasm!(code ; .arch x64 ; div r8),
+            (false, false) => dynasm!(code ; .arch x64 ; div r8d),
+            (true, true) => dynasm!(code ; .arch x64 ; idiv r8),
+            (true, false) => dynasm!(code ; .arch x64 ; idiv r8d),
+        }
+        Some(Flow::Next)
+    }
+
+    fn load_divisor(&mut self, planned: &Planned, wide: bool) -> Option<()> {
+        let instruction = &planned.instruction;
+        if !has_memory(instruction) {
+            let number = instruction.op0_register().full_register().number() as u8;
+            self.emit.load_guest(R8, number);
+            return Some(());
+        }
+        let len = if wide { 8 } else { 4 };
+        let access = Access::Read;
+        self.check_operand(planned, Checked { access, len, alignment: 1, group: false })?;
+        self.load_checked(planned, R8, wide)
+    }
+
+    /// Loads a checked memory operand into a scratch register.
+    fn load_checked(&mut self, planned: &Planned, to: u8, wide: bool) -> Option<()> {
+        use iced_x86::{Code, MemoryOperand};
+        let memory = host_memory(planned);
+        let operand = MemoryOperand::new(
+            memory.base,
+            Register::R9,
+            1,
+            i64::from(memory.displacement),
+            u32::from(memory.displacement != 0),
+            false,
+            Register::None,
+        );
+        let (code, like) = if wide {
+            (Code::Mov_r64_rm64, Register::RAX)
+        } else {
+            (Code::Mov_r32_rm32, Register::EAX)
+        };
+        let load = Instruction::with2(code, sized(to, like), operand).ok()?;
+        let bytes = self.emit.encode(&load)?;
+        self.emit.bytes(&bytes);
+        Some(())
+    }
+
+    /// Exits when host register `register` plus `plus` is zero.
+    fn require_nonzero(&mut self, register: u8, plus: i32) {
+        dynasm!(self.emit.code ; .arch x64
+            ; lea rcx, [Rq(register) + plus]
+            ; jrcxz >zero
+            ; jmp >fine
+            ; zero:
+        );
+        self.emit.interpret();
+        dynasm!(self.emit.code ; .arch x64 ; fine:);
+    }
+
+    /// Exits unless the upper half of the dividend is below the divisor in R8: then the quotient
+    /// fits and the divisor is not zero. Compares with the flags saved.
+    fn require_quotient_fits(&mut self, wide: bool) {
+        dynasm!(self.emit.code ; .arch x64 ; pushfq);
+        if wide {
+            dynasm!(self.emit.code ; .arch x64 ; cmp rdx, r8);
+        } else {
+            dynasm!(self.emit.code ; .arch x64 ; cmp edx, r8d);
+        }
+        dynasm!(self.emit.code ; .arch x64 ; jb >fits ; popfq);
+        self.emit.interpret();
+        dynasm!(self.emit.code ; .arch x64 ; fits: ; popfq);
+    }
+
+    /// Exits unless the upper half of the dividend is the sign of the lower.
+    fn require_sign_extended(&mut self, wide: bool) {
+        if wide {
+            dynasm!(self.emit.code ; .arch x64
+                ; mov ecx, 63
+                ; sarx rcx, rax, rcx
+                ; not rcx
+                ; lea rcx, [rcx + rdx + 1]
+            );
+        } else {
+            dynasm!(self.emit.code ; .arch x64
+                ; mov ecx, 31
+                ; sarx ecx, eax, ecx
+                ; not ecx
+                ; lea ecx, [rcx + rdx + 1]
+            );
+        }
+        self.emit.require_zero();
+    }
+
+    /// Reads the 8-byte memory operand into RCX.
+    pub(crate) fn load_operand(&mut self, planned: &Planned) -> Option<()> {
+        let access = Access::Read;
+        self.check_operand(planned, Checked { access, len: 8, alignment: 1, group: false })?;
+        self.load_checked(planned, RCX, true)
+    }
+
+    pub(crate) fn push(&mut self, planned: &Planned) -> Option<Flow> {
+        use crate::context::at;
+        let instruction = &planned.instruction;
+        match instruction.op0_kind() {
+            OpKind::Register => {
+                let number = instruction.op0_register().full_register().number() as u8;
+                self.check_push(planned);
+                match home(number) {
+                    Home::Host(host) => {
+                        dynasm!(self.emit.code ; .arch x64 ; mov [BYTE r11 + r9 - 8], Rq(host));
+                    }
+                    Home::Slot => {
+                        self.emit.load_guest(RCX, number);
+                        dynasm!(self.emit.code ; .arch x64 ; mov [BYTE r11 + r9 - 8], rcx);
+                    }
+                }
+            }
+            OpKind::Memory => {
+                self.load_operand(planned)?;
+                dynasm!(self.emit.code ; .arch x64 ; mov [BYTE rsp + at::TEMPORARY], rcx);
+                self.emit.retry_here();
+                self.check_push(planned);
+                dynasm!(self.emit.code ; .arch x64
+                    ; mov rcx, [BYTE rsp + at::TEMPORARY]
+                    ; mov [BYTE r11 + r9 - 8], rcx
+                );
+            }
+            _ => {
+                let value = i32::try_from(instruction.try_immediate(0).ok()? as i64).ok()?;
+                self.check_push(planned);
+                dynasm!(self.emit.code ; .arch x64 ; mov QWORD [BYTE r11 + r9 - 8], value);
+            }
+        }
+        dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 - 8]);
+        Some(Flow::Next)
+    }
+
+    pub(crate) fn pop(&mut self, planned: &Planned) -> Option<Flow> {
+        let number = planned.instruction.op0_register().full_register().number() as u8;
+        self.check_stack(planned, 0, Access::Read);
+        match home(number) {
+            Home::Host(host) if number == 4 => {
+                dynasm!(self.emit.code ; .arch x64 ; mov Rq(host), [r11 + r9]);
+                return Some(Flow::Next);
+            }
+            Home::Host(host) => dynasm!(self.emit.code ; .arch x64 ; mov Rq(host), [r11 + r9]),
+            Home::Slot => {
+                dynasm!(self.emit.code ; .arch x64 ; mov rcx, [r11 + r9]);
+                self.emit.store_guest(number, RCX);
+            }
+        }
+        dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 + 8]);
+        Some(Flow::Next)
+    }
+
+    pub(crate) fn leave(&mut self, planned: &Planned) -> Option<Flow> {
+        self.check_at(planned.stack, RBP, 0, 8, Access::Read);
+        dynasm!(self.emit.code ; .arch x64 ; lea r11, [rbp + 8] ; mov rbp, [rbp + r9]);
+        Some(Flow::Next)
+    }
+}
+
+pub(crate) fn has_memory(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
+}
+
+/// Where a checked memory operand is on the host: at `[base + r9 + displacement]`.
+struct HostMemory {
+    base: Register,
+    displacement: i32,
+}
+
+fn host_memory(planned: &Planned) -> HostMemory {
+    if planned.operand == Use::Single {
+        return HostMemory { base: Register::R8, displacement: 0 };
+    }
+    let instruction = &planned.instruction;
+    let base = match home(instruction.memory_base().number() as u8) {
+        Home::Host(host) => sized(host, Register::RAX),
+        Home::Slot => Register::R8,
+    };
+    HostMemory { base, displacement: instruction.memory_displacement64() as i32 }
+}
+
+/// The memory operand becomes the checked one.
+fn replace_memory(instruction: &mut Instruction, planned: &Planned) {
+    let memory = host_memory(planned);
+    instruction.set_memory_base(memory.base);
+    instruction.set_memory_index(Register::R9);
+    instruction.set_memory_index_scale(1);
+    instruction.set_memory_displ_size(u32::from(memory.displacement != 0));
+    instruction.set_memory_displacement64(i64::from(memory.displacement) as u64);
+    instruction.set_segment_prefix(Register::None);
+}
+
+/// A shift whose count is CL.
+fn uses_cl_as_count(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let last = instruction.op_count().wrapping_sub(1);
+    matches!(
+        instruction.mnemonic(),
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    ) && instruction.op_kind(last) == OpKind::Register
+        && instruction.op_register(last) == Register::CL
+}

@@ -1,0 +1,254 @@
+//! What the exits of translated code ask for.
+//!
+//! A TLB miss and a jump miss fill a table and begin the instruction anew; a direct branch is
+//! linked; everything else is the interpreter's. As long as nothing happened that concerns more
+//! than the instruction, translated code goes on in the middle of its block.
+
+use engine::CpuBus;
+use interpreter::{AccessMode, Registers, SystemState};
+use x86::cr::rflags;
+
+use crate::allow::Access;
+use crate::glue::Exit;
+use crate::records::{Checked, Record};
+use crate::vcpu::TranslatorVcpu;
+
+impl TranslatorVcpu {
+    /// Puts the registers and what else translated code needs into the context.
+    pub(crate) fn load_context(&mut self) {
+        let mode = self.interpreter.access_mode();
+        let supervisor = self.spaces.address(AccessMode::Supervisor);
+        let supervisor_ac = self.spaces.address(AccessMode::SupervisorAc);
+        let user = self.spaces.address(AccessMode::User);
+        let registers = self.interpreter.registers();
+        let system = self.interpreter.system();
+        let other = self.interpreter.other_flags();
+        let syscall = self.interpreter.plain_syscall();
+        let sysret = self.interpreter.sysret_enabled();
+        let allowed = self.interpreter.vectors_enabled();
+        let held = self.interpreter.needs_attention();
+        let budget = self.interpreter.budget();
+        let vectors = self.interpreter.fpu_mut().area_mut().as_mut_ptr() as u64;
+        let context = self.context();
+        context.set_general(&registers.gpr);
+        // Bit 1 of RFLAGS is always set; interrupts are the host's own matter.
+        context.flags = registers.flags | rflags::FIXED;
+        context.interrupt_flag = system.interrupt_flag;
+        context.access_flag = system.access_flag;
+        context.level = system.level;
+        (context.fs_base, context.gs_base) = (system.fs_base, system.gs_base);
+        context.kernel_gs_base = system.kernel_gs_base;
+        context.tables_supervisor = supervisor;
+        context.tables_supervisor_ac = supervisor_ac;
+        context.tables_user = user;
+        context.tables = match mode {
+            AccessMode::Supervisor => supervisor,
+            AccessMode::SupervisorAc => supervisor_ac,
+            AccessMode::User => user,
+        };
+        (context.other_flags, context.not_other_flags) = (other, !other);
+        context.syscall_target = syscall.unwrap_or(0);
+        context.syscall_plain = u64::from(syscall.is_some());
+        context.sysret_enabled = u64::from(sysret);
+        context.vectors_allowed = u64::from(allowed);
+        context.held = u64::from(held);
+        context.budget = budget.unwrap_or(0);
+        context.vectors = vectors;
+    }
+
+    /// Does what an exit asks for; the host address where translated code goes on, if it does.
+    pub(crate) fn after_exit(&mut self, bus: &dyn CpuBus) -> Option<u64> {
+        let context = self.context();
+        let (kind, number) = (context.exit_kind, context.exit_record as usize);
+        let (linear, page) = (context.linear, context.page);
+        self.follow_system();
+        self.counters.exits[kind as usize] += 1;
+        let entry = &mut self.records[number];
+        entry.taken = entry.taken.saturating_add(1);
+        let record = *entry;
+        if kind == Exit::Miss as u64 {
+            if let Some(resumed) = self.serve_miss(&record, linear) {
+                self.counters.resumed += 1;
+                return Some(resumed);
+            }
+        } else if kind == Exit::Jump as u64 {
+            if let Some(resumed) = self.serve_jump(&record, linear) {
+                self.counters.resumed += 1;
+                return Some(resumed);
+            }
+        } else if kind == Exit::Chain as u64 || kind == Exit::Poll as u64 {
+            self.store_registers(page.wrapping_add(u64::from(record.offset)));
+            self.settle_budget(0);
+            return if kind == Exit::Chain as u64 { self.link(record.site) } else { None };
+        }
+        self.store_registers(page.wrapping_add(u64::from(record.offset)));
+        self.settle_budget(u64::from(record.left));
+        self.interpret(bus, &record, number)
+    }
+
+    /// Tells the interpreter what translated code has done to the system's state.
+    fn follow_system(&mut self) {
+        let context = self.context();
+        let state = SystemState {
+            interrupt_flag: context.interrupt_flag,
+            access_flag: context.access_flag,
+            level: context.level,
+            fs_base: context.fs_base,
+            gs_base: context.gs_base,
+            kernel_gs_base: context.kernel_gs_base,
+        };
+        self.interpreter.set_system(&state);
+    }
+
+    fn store_registers(&mut self, rip: u64) {
+        let context = self.context();
+        let registers = Registers {
+            gpr: context.general(),
+            rip,
+            flags: context.flags & interpreter::CARRIED_FLAGS,
+        };
+        self.interpreter.set_registers(&registers);
+    }
+
+    /// Accounts for what the blocks have charged, but for `unused` instructions.
+    fn settle_budget(&mut self, unused: u64) {
+        if let Some(before) = self.interpreter.budget() {
+            let left = self.context().budget.saturating_add(unused);
+            self.interpreter.account(before.saturating_sub(left));
+        }
+    }
+
+    /// Enters the page of an access that missed. `None`: the interpreter has to look at it.
+    fn serve_miss(&mut self, record: &Record, linear: u64) -> Option<u64> {
+        let Some(checked) = record.checked else { return self.serve_string_miss(record, linear) };
+        if self.enter_page(checked, linear) {
+            return Some(record.retry);
+        }
+        if !checked.group {
+            return None;
+        }
+        // The range of the group does not pass, or not yet: check each access.
+        self.counters.groups_split += 1;
+        let page = self.context().page;
+        self.store_registers(page.wrapping_add(u64::from(record.offset)));
+        let drops = self.cache_drops();
+        let at = self.interpreter.locate_code()?;
+        let block = self.block(at, true)?;
+        if self.interpreter.budget().is_some() {
+            // The new block charges for the same instructions.
+            self.context().budget = self.context().budget.saturating_add(u64::from(record.left));
+        }
+        // Nothing of the old block is needed, even when the cache has been emptied.
+        debug_assert!(self.cache_drops() - drops <= 1);
+        Some(block.entry)
+    }
+
+    /// REP MOVS and REP STOS: the page at RSI or RDI.
+    fn serve_string_miss(&mut self, record: &Record, linear: u64) -> Option<u64> {
+        let target = self.context().string_target != 0;
+        let [.., source, _] = *self.context().gpr.first_chunk::<8>()?;
+        if target && self.spaces.collide(source, linear) {
+            // One would push the other out, for ever.
+            return None;
+        }
+        let access = if target { Access::Write } else { Access::Read };
+        // Elements are aligned, or the check fails again and the interpreter looks at it.
+        let checked = Checked { access, len: 8 - (linear % 8) as u16, alignment: 1, group: false };
+        let known = self.spaces.has(self.interpreter.access_mode(), linear, target);
+        (!known && self.enter_page(checked, linear)).then_some(record.retry)
+    }
+
+    /// Enters the page of an access, if the access is then certain to pass.
+    fn enter_page(&mut self, checked: Checked, linear: u64) -> bool {
+        let crosses = linear % 4096 + u64::from(checked.len) > 4096;
+        if crosses || !linear.is_multiple_of(u64::from(checked.alignment)) {
+            return false;
+        }
+        let write = checked.access == Access::Write;
+        let Some(page) = self.interpreter.data_page(linear, write) else { return false };
+        if self.interpreter.has_tlb_changes() || write && !self.ram.is_quiet(page) {
+            return false;
+        }
+        let writable = self.ram.is_quiet(page) && (write || self.interpreter.may_write(linear));
+        let mode = self.interpreter.access_mode();
+        self.counters.tlb_fills += 1;
+        self.spaces.fill(mode, linear, page, writable);
+        true
+    }
+
+    /// Enters a jump's target.
+    fn serve_jump(&mut self, record: &Record, target: u64) -> Option<u64> {
+        if self.interpreter.needs_attention() {
+            return None;
+        }
+        let drops = self.cache_drops();
+        let at = self.interpreter.locate_code_at(target)?;
+        let block = self.block(at, false)?;
+        let mode = self.interpreter.access_mode();
+        self.spaces.fill_jump(mode, target, block.entry);
+        if self.cache_drops() != drops {
+            return None;
+        }
+        Some(record.retry)
+    }
+
+    /// A direct jump whose displacement is at `site` has no target yet: links it.
+    fn link(&mut self, site: u64) -> Option<u64> {
+        if self.interpreter.needs_attention() {
+            return None;
+        }
+        let drops = self.cache_drops();
+        let at = self.interpreter.locate_code()?;
+        let block = self.block(at, false)?;
+        if self.cache_drops() != drops {
+            // The site is gone with the cache.
+            return None;
+        }
+        // Every loop jumps backwards in the cache somewhere, and polls there; jumps forward need
+        // not, unless blocks count.
+        let forward = block.entry > site && self.interpreter.budget().is_none();
+        let target = if forward { block.body } else { block.entry };
+        let distance = target.wrapping_sub(site + 4) as i64;
+        self.cache.patch(site, i32::try_from(distance).ok()?);
+        self.counters.resumed += 1;
+        Some(target)
+    }
+
+    /// Lets the interpreter execute the instruction of an exit.
+    fn interpret(&mut self, bus: &dyn CpuBus, record: &Record, number: usize) -> Option<u64> {
+        if self.interpreter.must_interpret() || self.interpreter.budget() == Some(0) {
+            return None;
+        }
+        let mode = self.interpreter.access_mode();
+        let epoch = self.ram.code_epoch();
+        let mut kept = record.kept;
+        let straight = self.interpreter.step_kept(&mut kept, bus);
+        self.records[number].kept = kept;
+        let calm = !self.interpreter.needs_attention()
+            && !self.interpreter.must_interpret()
+            && !self.interpreter.has_tlb_changes()
+            && self.interpreter.access_mode() == mode
+            && self.ram.code_epoch() == epoch;
+        if record.resume == 0 || !straight || !calm {
+            return None;
+        }
+        if self.context().vectors_were_loaded != 0 && !self.interpreter.vectors_enabled() {
+            return None;
+        }
+        if self.interpreter.budget().is_some() && !self.charge(u64::from(record.left) - 1) {
+            return None;
+        }
+        self.counters.interpreted_resumed += 1;
+        self.load_context();
+        Some(record.resume)
+    }
+
+    /// Charges the budget for the rest of a block.
+    fn charge(&mut self, instructions: u64) -> bool {
+        let enough = self.interpreter.budget().is_some_and(|left| left > instructions);
+        if enough {
+            self.interpreter.account(instructions);
+        }
+        enough
+    }
+}

@@ -1,0 +1,240 @@
+//! Which accesses of a block share a check.
+//!
+//! Accesses by the same base register, while it does not change, with displacements close to each
+//! other mostly lie in one page. The first of them then checks the whole range and keeps the
+//! page's host address; the others only use it. A second check is made at the first write, if
+//! reads come first: a page must not be marked dirty, and no fault be raised, before a write is
+//! certain. When the range does not pass, the rest of the block runs as translated without groups.
+//!
+//! RSP is followed through PUSH, POP and additions of constants.
+
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use crate::allow::{Access, Class, System};
+use crate::context::GROUPS;
+
+/// Longest range of addresses that one check covers, in bytes: the longer, the more often it
+/// crosses a page's end.
+const LONGEST_RANGE: i64 = 256;
+const RSP: u8 = 4;
+const RBP: u8 = 5;
+
+/// An instruction of the block, before it is translated.
+pub(crate) struct Planned {
+    pub(crate) instruction: Instruction,
+    pub(crate) class: Class,
+    /// How its explicit memory operand and its stack slot are checked.
+    pub(crate) operand: Use,
+    pub(crate) stack: Use,
+}
+
+/// How an access is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// By itself.
+    Single,
+    /// It checks the range from `low` bytes beyond the base register for its group, and keeps the
+    /// outcome in group slot `slot`.
+    First { slot: u8, low: i32, len: u16 },
+    /// It uses what the group's first access has kept.
+    Later { slot: u8 },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Operand,
+    Stack,
+}
+
+/// An access of a group: instruction, part, whether it writes, and how far the base register has
+/// moved since the group began.
+struct Member {
+    at: usize,
+    part: Part,
+    write: bool,
+    moved: i64,
+}
+
+struct Group {
+    low: i64,
+    high: i64,
+    members: Vec<Member>,
+}
+
+/// The groups being formed, one per base register, and how far that has moved since.
+#[derive(Default)]
+struct Forming {
+    open: [Option<Group>; 16],
+    moved: [i64; 16],
+    closed: Vec<Group>,
+}
+
+/// Finds the groups of a block.
+pub(crate) fn plan(block: &mut [Planned], info: &mut InstructionInfoFactory) {
+    let mut forming = Forming::default();
+    for (at, planned) in block.iter().enumerate() {
+        forming.instruction(at, planned, info);
+    }
+    forming.close_all();
+    forming.closed.retain(|group| group.members.len() > 1);
+    forming.closed.sort_by_key(|group| group.members[0].at);
+    let mut busy_until = [0; GROUPS];
+    for group in &forming.closed {
+        let (first, last) = (group.members[0].at, group.members[group.members.len() - 1].at);
+        let Some(slot) = busy_until.iter().position(|until| *until <= first) else { continue };
+        busy_until[slot] = last + 1;
+        assign(block, group, slot as u8);
+    }
+}
+
+fn assign(block: &mut [Planned], group: &Group, slot: u8) {
+    let (mut checked, mut writable) = (false, false);
+    for member in &group.members {
+        let passes = checked && (writable || !member.write);
+        let how = if passes {
+            Use::Later { slot }
+        } else {
+            (checked, writable) = (true, member.write);
+            let low = (group.low - member.moved) as i32;
+            Use::First { slot, low, len: (group.high - group.low) as u16 }
+        };
+        match member.part {
+            Part::Operand => block[member.at].operand = how,
+            Part::Stack => block[member.at].stack = how,
+        }
+    }
+}
+
+impl Forming {
+    fn instruction(&mut self, at: usize, planned: &Planned, info: &mut InstructionInfoFactory) {
+        let Planned { instruction, class, .. } = planned;
+        if matches!(
+            class,
+            Class::Interpret | Class::System(System::Stac | System::Clac) | Class::Nothing
+        ) {
+            if *class != Class::Nothing {
+                self.close_all();
+            }
+            return;
+        }
+        if let Some((base, displacement, size, write)) = operand(instruction, *class) {
+            self.access(at, Part::Operand, base, displacement, size, write);
+        }
+        match class {
+            Class::Push | Class::Call | Class::System(System::Pushf) => {
+                self.access(at, Part::Stack, RSP, -8, 8, true);
+            }
+            Class::Pop | Class::Ret | Class::System(System::Popf) => {
+                self.access(at, Part::Stack, RSP, 0, 8, false);
+            }
+            Class::Leave => self.access(at, Part::Stack, RBP, 0, 8, false),
+            _ => {}
+        }
+        if let Some(distance) = moves_rsp(instruction, *class) {
+            self.moved[usize::from(RSP)] += distance;
+            if *class == Class::Pop {
+                self.close(instruction.op0_register().full_register().number());
+            }
+            return;
+        }
+        for register in info.info(instruction).used_registers() {
+            let full = register.register().full_register();
+            let read = matches!(register.access(), OpAccess::Read | OpAccess::CondRead);
+            if full.is_gpr() && !read && register.access() != OpAccess::None {
+                self.close(full.number());
+            }
+        }
+    }
+
+    fn access(&mut self, at: usize, part: Part, base: u8, displacement: i64, size: i64, write: bool) {
+        let index = usize::from(base);
+        if self.open[index].is_none() {
+            self.moved[index] = 0;
+        }
+        let moved = self.moved[index];
+        let (low, high) = (moved + displacement, moved + displacement + size);
+        let member = |moved| Member { at, part, write, moved };
+        if let Some(group) = &mut self.open[index] {
+            let (new_low, new_high) = (group.low.min(low), group.high.max(high));
+            if new_high - new_low <= LONGEST_RANGE {
+                (group.low, group.high) = (new_low, new_high);
+                group.members.push(member(moved));
+                return;
+            }
+            self.close(index);
+            self.moved[index] = 0;
+        }
+        let moved = self.moved[index];
+        self.open[index] = Some(Group {
+            low: moved + displacement,
+            high: moved + displacement + size,
+            members: vec![member(moved)],
+        });
+    }
+
+    fn close(&mut self, register: usize) {
+        if let Some(group) = self.open.get_mut(register).and_then(Option::take) {
+            self.closed.push(group);
+        }
+    }
+
+    fn close_all(&mut self) {
+        for register in 0..16 {
+            self.close(register);
+        }
+    }
+}
+
+/// The explicit memory operand of an instruction, when it can be in a group: base register,
+/// displacement, bytes and whether it is written.
+fn operand(instruction: &Instruction, class: Class) -> Option<(u8, i64, i64, bool)> {
+    let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
+    let base = instruction.memory_base();
+    let groups = has_memory
+        && base.is_gpr64()
+        && instruction.memory_index() == Register::None
+        && !matches!(instruction.segment_prefix(), Register::FS | Register::GS);
+    if !groups {
+        return None;
+    }
+    let (size, write) = match class {
+        Class::General(access) => (instruction.memory_size().size(), access == Access::Write),
+        Class::Vector => {
+            if hostexec::alignment_required(instruction).is_some() {
+                return None;
+            }
+            let operand = hostexec::memory_operand(instruction);
+            (operand.size.max(1), operand.write)
+        }
+        Class::Div => (instruction.memory_size().size(), false),
+        Class::Push | Class::Call | Class::Jmp => (8, false),
+        _ => return None,
+    };
+    let displacement = i64::from(i32::try_from(instruction.memory_displacement64() as i64).ok()?);
+    // Far from the base they would not share a page with anything.
+    let near = displacement.abs() < i64::from(i32::MAX) / 2;
+    near.then_some((base.number() as u8, displacement, size as i64, write))
+}
+
+/// How far an instruction moves RSP, when it changes it by a constant; what else it writes is only
+/// the target of POP.
+fn moves_rsp(instruction: &Instruction, class: Class) -> Option<i64> {
+    let to_rsp = instruction.op_count() > 0
+        && instruction.op0_kind() == OpKind::Register
+        && instruction.op0_register() == Register::RSP;
+    match class {
+        Class::Push | Class::System(System::Pushf) => Some(-8),
+        Class::Pop if to_rsp => None,
+        Class::Pop | Class::System(System::Popf) => Some(8),
+        Class::General(_) if to_rsp => {
+            let distance = instruction.try_immediate(1).ok()? as i64;
+            match instruction.mnemonic() {
+                Mnemonic::Add => Some(distance),
+                Mnemonic::Sub => distance.checked_neg(),
+                _ => None,
+            }
+            .filter(|distance| distance.abs() < 1 << 20)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,40 @@
+//! What is known about the places where translated code can be left: one [`Record`] each, found by
+//! the number behind the call of the exit stub.
+
+use interpreter::Kept;
+
+use crate::allow::Access;
+
+/// An access whose check can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checked {
+    pub(crate) access: Access,
+    /// Bytes from the address in R8 that must lie in one page.
+    pub(crate) len: u16,
+    /// Alignment that the instruction demands: 1, 16 or 32.
+    pub(crate) alignment: u8,
+    /// The check is for several accesses at once: when it cannot pass, the rest of the block must
+    /// run with a check for each.
+    pub(crate) group: bool,
+}
+
+/// A place where translated code can be left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    /// Offset in the page, 0 to 4096: of the present instruction, or of the target of a direct
+    /// branch.
+    pub(crate) offset: u16,
+    /// Instructions of the block that have not been completed, when blocks count.
+    pub(crate) left: u16,
+    pub(crate) checked: Option<Checked>,
+    /// Host code that begins the present instruction: nothing of it has happened there.
+    pub(crate) retry: u64,
+    /// Host code behind the present instruction; 0: it ends the block.
+    pub(crate) resume: u64,
+    /// The displacement of a direct branch, to be patched.
+    pub(crate) site: u64,
+    /// The instruction, for the interpreter.
+    pub(crate) kept: Kept,
+    /// How often the exit was taken.
+    pub(crate) taken: u32,
+}
