@@ -17,6 +17,7 @@ use x86::segment::seg;
 use crate::access::{Linear, Place};
 use crate::decode::{Decoded, MAX_LENGTH};
 use crate::flags::Flags;
+use crate::op::Op;
 use crate::tlb::{Mode, TlbChange, Use};
 use crate::vcpu::{InterpreterVcpu, run_ops};
 
@@ -56,9 +57,24 @@ pub struct Kept {
     generation: u32,
 }
 
+/// An instruction kept, with the bytes that it was decoded from.
+pub(crate) struct KeptOp {
+    op: Op,
+    code: [u8; MAX_LENGTH],
+}
+
 impl Kept {
     /// Not decoded yet.
     pub const NONE: Self = Self { index: u32::MAX, generation: 0 };
+}
+
+/// A page that an access reaches.
+#[derive(Clone, Copy, Debug)]
+pub struct FoundPage {
+    /// Where it lies in guest RAM.
+    pub ram: RamOffset,
+    /// Its translation is global: it survives a change of the address space.
+    pub global: bool,
 }
 
 /// Most instructions kept at a time; then all are decoded anew.
@@ -153,7 +169,7 @@ impl InterpreterVcpu {
     /// code, which must lie inside one page of RAM, unchanged since the last time; whether
     /// execution goes on right behind it. Not for [`InterpreterVcpu::must_interpret`].
     pub fn step_kept(&mut self, kept: &mut Kept, bus: &dyn CpuBus) -> bool {
-        if kept.generation != self.kept_generation() || kept.index as usize >= self.kept.len() {
+        if !self.is_kept(*kept) {
             match self.keep() {
                 Some(fresh) => *kept = fresh,
                 None => {
@@ -162,17 +178,53 @@ impl InterpreterVcpu {
                 }
             }
         }
-        let op = &self.kept[kept.index as usize];
+        self.run_kept(*kept, bus)
+    }
+
+    /// The same for an instruction that goes on in the next page, which may have changed.
+    pub fn step_straddling(&mut self, kept: &mut Kept, bus: &dyn CpuBus) -> bool {
+        let Some(code) = self.straddling_code_at(self.cpu.rip()) else {
+            self.step(bus);
+            return false;
+        };
+        if !self.is_kept(*kept) || self.kept[kept.index as usize].code != code {
+            let Decoded::Op(op, _) = self.decode_one(&code) else {
+                self.step(bus);
+                return false;
+            };
+            *kept = self.add_kept(KeptOp { op, code });
+        }
+        self.run_kept(*kept, bus)
+    }
+
+    /// The bytes at `rip`, from two pages of RAM.
+    pub fn straddling_code_at(&mut self, rip: u64) -> Option<[u8; 15]> {
+        let mut code = [0; MAX_LENGTH];
+        let first = self.locate_code_at(rip)?;
+        let in_page = (4096 - rip % 4096).min(MAX_LENGTH as u64);
+        let second = self.locate_code_at(rip.wrapping_add(in_page))?;
+        let (head, tail) = code.split_at_mut(in_page as usize);
+        self.cpu.ram.read_at(first, head);
+        self.cpu.ram.read_at(second, tail);
+        Some(code)
+    }
+
+    fn run_kept(&mut self, kept: Kept, bus: &dyn CpuBus) -> bool {
+        let op = &self.kept[kept.index as usize].op;
         let next = self.cpu.rip().wrapping_add(u64::from(op.len));
         let (executed, completed) = run_ops(&mut self.cpu, std::slice::from_ref(op), bus);
         self.count(executed);
         completed && self.cpu.rip() == next
     }
 
+    fn is_kept(&mut self, kept: Kept) -> bool {
+        kept.generation == self.kept_generation() && (kept.index as usize) < self.kept.len()
+    }
+
     /// Changes when native stubs, which kept instructions refer to, have been dropped.
     fn kept_generation(&mut self) -> u32 {
         // Never 0, which is the generation of what has not been decoded.
-        let generation = (self.blocks.drops as u32) | 1 << 31;
+        let generation = (self.blocks.drops as u32).wrapping_add(self.kept_rounds) | 1 << 31;
         if self.kept_at != generation {
             self.kept.clear();
             self.kept_at = generation;
@@ -186,14 +238,18 @@ impl InterpreterVcpu {
         let mut code = [0; MAX_LENGTH];
         let len = (4096 - at.0 % 4096).min(MAX_LENGTH as u64) as usize;
         self.cpu.ram.read_at(at, &mut code[..len]);
-        if self.kept.len() >= MOST_KEPT {
-            self.blocks.clear();
-            self.cpu.executor.reset();
-        }
         let Decoded::Op(op, _) = self.decode_one(&code[..len]) else { return None };
+        Some(self.add_kept(KeptOp { op, code }))
+    }
+
+    fn add_kept(&mut self, op: KeptOp) -> Kept {
+        if self.kept.len() >= MOST_KEPT {
+            self.kept.clear();
+            self.kept_rounds += 1;
+        }
         let generation = self.kept_generation();
         self.kept.push(op);
-        Some(Kept { index: self.kept.len() as u32 - 1, generation })
+        Kept { index: self.kept.len() as u32 - 1, generation }
     }
 
     /// What translated code changes besides the registers.
@@ -256,13 +312,22 @@ impl InterpreterVcpu {
         self.cpu.efer & efer::SCE != 0
     }
 
+    /// Whether the page of `linear`, which the present mode has reached last, is global.
+    #[inline]
+    pub fn is_global(&self, linear: u64) -> bool {
+        self.cpu.tlb.is_global(self.cpu.mode, linear)
+    }
+
     /// Where the page of `linear` lies in guest RAM, when the present mode may access it so; walks
     /// the page tables, and sets accessed and dirty bits, as the access itself would.
     #[inline]
-    pub fn data_page(&mut self, linear: u64, write: bool) -> Option<RamOffset> {
+    pub fn data_page(&mut self, linear: u64, write: bool) -> Option<FoundPage> {
         let usage = if write { Use::Write } else { Use::Read };
         match self.cpu.translate(Linear::system(linear), usage, self.cpu.mode) {
-            Ok(Place::Ram(at)) => Some(RamOffset(at.0 & !0xfff)),
+            Ok(Place::Ram(at)) => Some(FoundPage {
+                ram: RamOffset(at.0 & !0xfff),
+                global: self.cpu.tlb.is_global(self.cpu.mode, linear),
+            }),
             Ok(Place::Device(_)) => None,
             Err(_) => {
                 self.cpu.raised = None;

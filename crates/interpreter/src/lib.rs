@@ -41,7 +41,7 @@ mod vcpu;
 
 use engine::{Engine, EngineError, Vcpu, VcpuConfig};
 
-pub use fallback::{AccessMode, CARRIED_FLAGS, Kept, Registers, SystemState};
+pub use fallback::{AccessMode, CARRIED_FLAGS, FoundPage, Kept, Registers, SystemState};
 pub use ops::flow::condition_number;
 pub use tlb::TlbChange;
 pub use vcpu::InterpreterVcpu;

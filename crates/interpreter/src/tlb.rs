@@ -115,6 +115,12 @@ impl Tlb {
         if tag == page | self.slot || tag == page | GLOBAL_SLOT { Some(entry.ram) } else { None }
     }
 
+    /// Whether the entry of `linear` is that of a global page.
+    #[inline]
+    pub(crate) fn is_global(&self, mode: Mode, linear: u64) -> bool {
+        self.entries[index(mode, linear)].tag() == linear & PAGE | GLOBAL_SLOT
+    }
+
     /// Enters the page of `linear` after a walk for `usage` by `mode`.
     pub(crate) fn fill(
         &mut self,

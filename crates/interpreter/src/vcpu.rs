@@ -20,6 +20,7 @@ use crate::access::{Linear, Place};
 use crate::blocks::Blocks;
 use crate::cpu::{Bus, CodeSize, Cpu, RIP, Raised};
 use crate::decode::{Decoded, MAX_LENGTH, decode};
+use crate::fallback::KeptOp;
 use crate::op::{Op, REP, REPNE};
 use crate::tlb::Use;
 
@@ -39,8 +40,10 @@ pub struct InterpreterVcpu {
     pub(crate) next_clock: u64,
     pub(crate) budget: Option<u64>,
     /// Instructions kept for a translator, and the generation that they belong to.
-    pub(crate) kept: Vec<Op>,
+    pub(crate) kept: Vec<KeptOp>,
     pub(crate) kept_at: u32,
+    /// How often the instructions kept were dropped because they were many.
+    pub(crate) kept_rounds: u32,
 }
 
 /// How other threads reach the vCPU's thread.
@@ -101,6 +104,7 @@ impl InterpreterVcpu {
             budget: None,
             kept: Vec::new(),
             kept_at: 0,
+            kept_rounds: 0,
         })
     }
 

@@ -180,7 +180,7 @@ impl Translator<'_> {
         for Cold { label, executed, target, offset, site } in std::mem::take(&mut self.cold) {
             dynasm!(self.emit.code ; .arch x64 ; =>label);
             // Until the jump it is as if the branch had not been executed: it may be begun anew.
-            self.emit.begin(offset, executed - 1);
+            self.emit.begin_at(offset, executed - 1);
             self.executed = executed;
             match site {
                 Some(site) if (0..PAGE as i64).contains(&target) => {

@@ -91,6 +91,19 @@ impl CodeCache {
     }
 }
 
+impl CodeCache {
+    /// Replaces the five bytes at executable address `at`, a call, by a jump to `target`.
+    pub(crate) fn patch_with_jump(&mut self, at: u64, target: u64) {
+        const JMP: u8 = 0xe9;
+        let distance = target.wrapping_sub(at + 5) as i64;
+        let Ok(distance) = i32::try_from(distance) else { return };
+        let offset = self.offset(at, 5);
+        // SAFETY: the range lies inside the writable mapping, and nobody executes it now.
+        unsafe { self.writable.as_ptr().add(offset).write(JMP) };
+        self.patch(at + 1, distance);
+    }
+}
+
 impl Drop for CodeCache {
     fn drop(&mut self) {
         for view in [self.writable, self.executable] {

@@ -34,6 +34,7 @@ pub(crate) struct Emitter {
     pub(crate) offset: u32,
     /// Instructions of the block before it.
     pub(crate) executed: u32,
+    present: Code,
     /// Host address where it begins.
     retry: u64,
 }
@@ -50,6 +51,7 @@ impl Emitter {
             pending: 0,
             offset: 0,
             executed: 0,
+            present: Code::INVALID,
             retry: base,
         }
     }
@@ -63,10 +65,17 @@ impl Emitter {
         self.base + self.position() as u64
     }
 
-    /// An instruction begins: the one at page offset `offset`.
-    pub(crate) fn begin(&mut self, offset: u32, executed: u32) {
+    /// An instruction begins; `executed` precede it.
+    pub(crate) fn begin(&mut self, instruction: &Instruction, executed: u32) {
+        self.begin_at(instruction.ip() as u32, executed);
+        self.present = instruction.code();
+    }
+
+    /// What follows belongs to page offset `offset`.
+    pub(crate) fn begin_at(&mut self, offset: u32, executed: u32) {
         debug_assert_eq!(self.pending, self.records.len(), "an exit's resumption was forgotten");
         (self.offset, self.executed) = (offset, executed);
+        self.present = Code::INVALID;
         self.retry = self.here();
     }
 
@@ -270,7 +279,11 @@ impl Emitter {
 
     /// An exit by `stub` with the present instruction's record.
     fn exit(&mut self, stub: u64, checked: Option<Checked>) {
+        let site = self.here();
         let number = self.record(self.offset, self.executed, checked);
+        if let Some(record) = self.records.last_mut() {
+            record.site = site;
+        }
         dynasm!(self.code ; .arch x64 ; call extern stub as usize ; .u32 number);
     }
 
@@ -285,6 +298,8 @@ impl Emitter {
         self.records.push(Record {
             offset: offset as u16,
             left: executed as u16,
+            behind: 0,
+            instruction: self.present,
             checked,
             retry: self.retry,
             resume: 0,

@@ -133,13 +133,15 @@ impl TranslatorVcpu {
         self.store_registers(page.wrapping_add(u64::from(record.offset)));
         let drops = self.cache_drops();
         let at = self.interpreter.locate_code()?;
-        let block = self.block(at, true)?;
+        let rip = page.wrapping_add(u64::from(record.offset));
+        let block = self.block(at, rip, true)?;
         if self.interpreter.budget().is_some() {
             // The new block charges for the same instructions.
             self.context().budget = self.context().budget.saturating_add(u64::from(record.left));
+        } else if self.cache_drops() == drops {
+            // It enters pages as well as this one would: from now on go there directly.
+            self.cache.patch_with_jump(record.site, block.entry);
         }
-        // Nothing of the old block is needed, even when the cache has been emptied.
-        debug_assert!(self.cache_drops() - drops <= 1);
         Some(block.entry)
     }
 
@@ -166,10 +168,11 @@ impl TranslatorVcpu {
         }
         let write = checked.access == Access::Write;
         let Some(page) = self.interpreter.data_page(linear, write) else { return false };
-        if self.interpreter.has_tlb_changes() || write && !self.ram.is_quiet(page) {
+        let quiet = self.ram.is_quiet(page.ram);
+        if self.interpreter.has_tlb_changes() || write && !quiet {
             return false;
         }
-        let writable = self.ram.is_quiet(page) && (write || self.interpreter.may_write(linear));
+        let writable = quiet && (write || self.interpreter.may_write(linear));
         let mode = self.interpreter.access_mode();
         self.counters.tlb_fills += 1;
         self.spaces.fill(mode, linear, page, writable);
@@ -183,9 +186,10 @@ impl TranslatorVcpu {
         }
         let drops = self.cache_drops();
         let at = self.interpreter.locate_code_at(target)?;
-        let block = self.block(at, false)?;
+        let block = self.block(at, target, false)?;
         let mode = self.interpreter.access_mode();
-        self.spaces.fill_jump(mode, target, block.entry);
+        let global = self.interpreter.is_global(target);
+        self.spaces.fill_jump(mode, target, block.entry, global);
         if self.cache_drops() != drops {
             return None;
         }
@@ -198,8 +202,9 @@ impl TranslatorVcpu {
             return None;
         }
         let drops = self.cache_drops();
+        let rip = self.interpreter.registers().rip;
         let at = self.interpreter.locate_code()?;
-        let block = self.block(at, false)?;
+        let block = self.block(at, rip, false)?;
         if self.cache_drops() != drops {
             // The site is gone with the cache.
             return None;
@@ -222,7 +227,13 @@ impl TranslatorVcpu {
         let mode = self.interpreter.access_mode();
         let epoch = self.ram.code_epoch();
         let mut kept = record.kept;
-        let straight = self.interpreter.step_kept(&mut kept, bus);
+        let straight = if record.behind == 0 {
+            self.interpreter.step_kept(&mut kept, bus)
+        } else {
+            let behind = self.context().page.wrapping_add(u64::from(record.behind));
+            self.interpreter.step_straddling(&mut kept, bus)
+                && self.interpreter.registers().rip == behind
+        };
         self.records[number].kept = kept;
         let calm = !self.interpreter.needs_attention()
             && !self.interpreter.must_interpret()

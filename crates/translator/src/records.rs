@@ -1,6 +1,7 @@
 //! What is known about the places where translated code can be left: one [`Record`] each, found by
 //! the number behind the call of the exit stub.
 
+use iced_x86::Code;
 use interpreter::Kept;
 
 use crate::allow::Access;
@@ -26,12 +27,16 @@ pub(crate) struct Record {
     pub(crate) offset: u16,
     /// Instructions of the block that have not been completed, when blocks count.
     pub(crate) left: u16,
+    /// For an instruction that goes on in the next page: the offset behind it; else 0.
+    pub(crate) behind: u16,
+    /// The present instruction, for statistics; `INVALID` at a block's edges.
+    pub(crate) instruction: Code,
     pub(crate) checked: Option<Checked>,
     /// Host code that begins the present instruction: nothing of it has happened there.
     pub(crate) retry: u64,
     /// Host code behind the present instruction; 0: it ends the block.
     pub(crate) resume: u64,
-    /// The displacement of a direct branch, to be patched.
+    /// What can be patched: the displacement of a direct branch, or the call that leaves.
     pub(crate) site: u64,
     /// The instruction, for the interpreter.
     pub(crate) kept: Kept,

@@ -4,7 +4,7 @@
 //! RFLAGS.AC, nor a CR3 write that keeps entries flushes anything. Fills are logged: a flush costs
 //! what was filled.
 
-use interpreter::{AccessMode, TlbChange};
+use interpreter::{AccessMode, FoundPage, TlbChange};
 use memory::{GuestRam, RamOffset};
 
 use crate::context::{
@@ -25,7 +25,17 @@ struct Logged {
     /// TLB entries that may be filled, each once.
     filled: Vec<u16>,
     is_logged: [bool; TLB_ENTRIES],
+    /// Whether the page in the entry is global.
+    is_global: [bool; TLB_ENTRIES],
     jumps_filled: Vec<u16>,
+    jump_is_global: [bool; JUMP_ENTRIES],
+}
+
+/// What a flush leaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Nothing,
+    Global,
 }
 
 pub(crate) struct AddressSpaces {
@@ -50,18 +60,25 @@ impl Logged {
             }),
             filled: Vec::new(),
             is_logged: [false; TLB_ENTRIES],
+            is_global: [false; TLB_ENTRIES],
             jumps_filled: Vec::new(),
+            jump_is_global: [false; JUMP_ENTRIES],
         }
     }
 
-    fn flush(&mut self) {
-        for index in self.filled.drain(..) {
+    fn flush(&mut self, keep: Keep) {
+        let Self { tables, filled, is_logged, is_global, .. } = self;
+        filled.retain(|&index| {
             let index = usize::from(index);
-            self.tables.read[index] = empty_tag(index);
-            self.tables.write[index] = empty_tag(index);
-            self.is_logged[index] = false;
-        }
-        self.flush_jumps();
+            if keep == Keep::Global && is_global[index] {
+                return true;
+            }
+            tables.read[index] = empty_tag(index);
+            tables.write[index] = empty_tag(index);
+            is_logged[index] = false;
+            false
+        });
+        self.flush_jumps(keep);
     }
 
     /// Forgets the jump targets in the linear page at `page`.
@@ -77,10 +94,16 @@ impl Logged {
         });
     }
 
-    fn flush_jumps(&mut self) {
-        for index in self.jumps_filled.drain(..) {
-            self.tables.jump_tag[usize::from(index)] = empty_jump(usize::from(index));
-        }
+    fn flush_jumps(&mut self, keep: Keep) {
+        let Self { tables, jumps_filled, jump_is_global, .. } = self;
+        jumps_filled.retain(|&index| {
+            let index = usize::from(index);
+            let stays = keep == Keep::Global && jump_is_global[index];
+            if !stays {
+                tables.jump_tag[index] = empty_jump(index);
+            }
+            stays
+        });
     }
 }
 
@@ -125,14 +148,15 @@ impl AddressSpaces {
         found.then(|| tables.jump_host[index])
     }
 
-    /// Enters the page of `linear`, which lies at `ram` in guest RAM.
-    pub(crate) fn fill(&mut self, mode: AccessMode, linear: u64, ram: RamOffset, writable: bool) {
+    /// Enters the page of `linear`.
+    pub(crate) fn fill(&mut self, mode: AccessMode, linear: u64, found: FoundPage, writable: bool) {
         let page = linear & !0xfff;
-        let host = self.host_window.wrapping_add(ram.0 & !0xfff);
+        let host = self.host_window.wrapping_add(found.ram.0 & !0xfff);
         let logged = self.logged(mode);
         let index = (linear >> 12) as usize % TLB_ENTRIES;
         let tag = page.wrapping_neg();
         let tables = &mut logged.tables;
+        logged.is_global[index] = found.global;
         if !logged.is_logged[index] {
             logged.is_logged[index] = true;
             logged.filled.push(index as u16);
@@ -147,14 +171,15 @@ impl AddressSpaces {
         }
     }
 
-    /// Enters a jump target.
-    pub(crate) fn fill_jump(&mut self, mode: AccessMode, target: u64, host: u64) {
+    /// Enters a jump target, whose page may be global.
+    pub(crate) fn fill_jump(&mut self, mode: AccessMode, target: u64, host: u64, global: bool) {
         let logged = self.logged(mode);
         let index = jump_index(target);
         let tables = &mut logged.tables;
         if tables.jump_tag[index] == empty_jump(index) {
             logged.jumps_filled.push(index as u16);
         }
+        logged.jump_is_global[index] = global;
         tables.jump_tag[index] = target.wrapping_neg();
         tables.jump_page[index] = target & !0xfff;
         tables.jump_host[index] = host;
@@ -162,12 +187,12 @@ impl AddressSpaces {
 
     /// Forgets all jump targets: blocks have been dropped.
     pub(crate) fn flush_all_jumps(&mut self) {
-        self.each(|_, logged| logged.flush_jumps());
+        self.each(|_, logged| logged.flush_jumps(Keep::Nothing));
     }
 
     /// Forgets everything.
     pub(crate) fn flush_all(&mut self) {
-        self.each(|_, logged| logged.flush());
+        self.each(|_, logged| logged.flush(Keep::Nothing));
     }
 
     /// Withdraws the right to write to the RAM page at `ram`, which somebody watches from now on.
@@ -188,12 +213,11 @@ impl AddressSpaces {
     /// Follows what the guest did to its address translation.
     pub(crate) fn apply(&mut self, change: TlbChange) {
         match change {
-            // Global pages are entered in every address space, without a mark: they go as well,
-            // which costs only their return.
-            TlbChange::All | TlbChange::NonGlobal => self.flush_all(),
+            TlbChange::All => self.flush_all(),
+            TlbChange::NonGlobal => self.each(|_, logged| logged.flush(Keep::Global)),
             TlbChange::Pcid(pcid) => self.each(|space, logged| {
                 if space == pcid {
-                    logged.flush();
+                    logged.flush(Keep::Global);
                 }
             }),
             TlbChange::Page(linear) | TlbChange::PageOfPcid(linear, _) => self.flush_page(linear),
@@ -228,7 +252,7 @@ impl AddressSpaces {
         let victim = &mut self.spaces[self.next_victim];
         victim.pcid = pcid;
         for logged in victim.modes.iter_mut().flatten() {
-            logged.flush();
+            logged.flush(Keep::Global);
         }
         self.present = self.next_victim;
     }
@@ -256,6 +280,31 @@ mod tests {
 
     fn spaces() -> AddressSpaces {
         AddressSpaces::new(&GuestRam::new(&[(0, 1 << 20)]).unwrap())
+    }
+
+    fn local(ram: u64) -> FoundPage {
+        FoundPage { ram: RamOffset(ram), global: false }
+    }
+
+    #[test]
+    fn global_pages_survive_a_change_of_the_address_space() {
+        let mut spaces = spaces();
+        let mode = AccessMode::Supervisor;
+        spaces.fill(mode, 0x7000, local(0x3000), true);
+        spaces.fill(mode, 0x8000, FoundPage { global: true, ..local(0x4000) }, true);
+        spaces.fill_jump(mode, 0x7010, 0x1234, false);
+        spaces.fill_jump(mode, 0x8010, 0x1234, true);
+        spaces.apply(TlbChange::Pcid(0));
+        let present = |spaces: &mut AddressSpaces| {
+            let tables = &spaces.logged(mode).tables;
+            [0x7000, 0x8000].map(|page| check(tables, true, page, 8).is_some())
+        };
+        assert_eq!(present(&mut spaces), [false, true]);
+        assert_eq!(spaces.find_jump(mode, 0x7010), None);
+        assert_eq!(spaces.find_jump(mode, 0x8010), Some(0x1234));
+        spaces.apply(TlbChange::All);
+        assert_eq!(present(&mut spaces), [false, false]);
+        assert_eq!(spaces.find_jump(mode, 0x8010), None);
     }
 
     /// Addresses that try to match a tag: each entry's own, its neighbours', and around page edges.
@@ -288,7 +337,7 @@ mod tests {
         let mut spaces = spaces();
         let window = spaces.host_window;
         let page = 0xffff_8880_0012_3000;
-        spaces.fill(AccessMode::Supervisor, page, RamOffset(0x5000), false);
+        spaces.fill(AccessMode::Supervisor, page, local(0x5000), false);
         let tables = &spaces.logged(AccessMode::Supervisor).tables;
         for linear in attempts((page >> 12) as usize % TLB_ENTRIES).chain([page, page + 4088]) {
             for size in [1_u64, 8, 32] {
@@ -303,7 +352,7 @@ mod tests {
     #[test]
     fn a_watched_page_loses_its_write_entry() {
         let mut spaces = spaces();
-        spaces.fill(AccessMode::User, 0x7000, RamOffset(0x3000), true);
+        spaces.fill(AccessMode::User, 0x7000, local(0x3000), true);
         spaces.protect(RamOffset(0x3000));
         let tables = &spaces.logged(AccessMode::User).tables;
         assert_eq!(check(tables, true, 0x7000, 8), None);
@@ -315,8 +364,8 @@ mod tests {
         let mut spaces = spaces();
         for pcid in [1, 2] {
             spaces.apply(TlbChange::Select(pcid));
-            spaces.fill(AccessMode::User, 0x7000, RamOffset(0x3000), true);
-            spaces.fill_jump(AccessMode::User, 0x7010, 0x1234);
+            spaces.fill(AccessMode::User, 0x7000, local(0x3000), true);
+            spaces.fill_jump(AccessMode::User, 0x7010, 0x1234, false);
         }
         spaces.apply(TlbChange::Page(0x7000));
         for pcid in [1, 2] {

@@ -87,6 +87,47 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) info: &'a mut InstructionInfoFactory,
 }
 
+impl Surroundings<'_> {
+    /// The same for another attempt.
+    pub(crate) fn again(&mut self) -> Surroundings<'_> {
+        Surroundings {
+            glue: self.glue,
+            base: self.base,
+            first_record: self.first_record,
+            offers: self.offers,
+            info: self.info,
+        }
+    }
+}
+
+/// Translates the block of an instruction that begins in one page and ends in the next: the
+/// interpreter executes it, as it may have changed; where to go on is known. `code` holds its bytes.
+pub(crate) fn translate_straddling(
+    around: Surroundings<'_>,
+    code: &[u8],
+    request: Request,
+) -> Option<Translation> {
+    let start = u64::from(request.start);
+    let instruction = Decoder::with_ip(64, code, start, DecoderOptions::NONE).decode();
+    if instruction.is_invalid() || instruction.next_ip() <= PAGE {
+        return None;
+    }
+    let mut translator = Translator::new(around, request, 1);
+    let charge = translator.enter_block(request);
+    let body = translator.emit.position();
+    translator.emit.begin(&instruction, 0);
+    translator.leave_to_interpreter(&instruction);
+    for record in &mut translator.emit.records {
+        record.behind = instruction.next_ip() as u16;
+    }
+    translator.executed = 1;
+    if instruction.flow_control() == FlowControl::Next {
+        translator.emit.begin_at(instruction.next_ip() as u32, 1);
+        translator.go_to(instruction.next_ip() as i64);
+    }
+    Some(translator.finish(charge, body, (PAGE - start) as u32))
+}
+
 /// Translates a block; `page` is the content of the guest page. `None` when not even its first
 /// instruction ends inside the page.
 pub(crate) fn translate(
@@ -101,35 +142,20 @@ pub(crate) fn translate(
     if !request.plain {
         plan(&mut block, around.info);
     }
-    let total = block.len() as u32;
-    let mut translator = Translator {
-        emit: Emitter::new(around.glue, around.base, around.first_record),
-        request,
-        info: around.info,
-        vectors_loaded: false,
-        executed: 0,
-        total,
-        cold: Vec::new(),
-    };
+    let mut translator = Translator::new(around, request, block.len() as u32);
     let charge = translator.enter_block(request);
     let body = translator.emit.position();
     let mut flow = Flow::Next;
     for planned in &block {
-        translator.emit.begin(planned.instruction.ip() as u32, translator.executed);
+        translator.emit.begin(&planned.instruction, translator.executed);
         flow = translator.instruction(planned);
         translator.executed += 1;
     }
     if flow == Flow::Next {
-        translator.emit.begin(end, total);
+        translator.emit.begin_at(end, translator.executed);
         translator.go_to(i64::from(end));
     }
-    translator.emit_cold();
-    let (mut host, records) = translator.emit.finish(total);
-    if let Some(at) = charge {
-        host[at..at + 4].copy_from_slice(&(total as i32).wrapping_neg().to_le_bytes());
-    }
-    let guest_bytes = end - request.start;
-    Some(Translation { host, body, records, instructions: total, guest_bytes })
+    Some(translator.finish(charge, body, end - request.start))
 }
 
 /// The instructions of the block and the page offset behind them.
@@ -168,10 +194,33 @@ fn decode(around: &Surroundings<'_>, page: &[u8], request: Request) -> (Vec<Plan
     (block, end)
 }
 
-impl Translator<'_> {
+impl<'a> Translator<'a> {
+    fn new(around: Surroundings<'a>, request: Request, total: u32) -> Self {
+        Self {
+            emit: Emitter::new(around.glue, around.base, around.first_record),
+            request,
+            info: around.info,
+            vectors_loaded: false,
+            executed: 0,
+            total,
+            cold: Vec::new(),
+        }
+    }
+
+    /// Emits what stands behind the block, and completes it.
+    fn finish(mut self, charge: Option<usize>, body: usize, guest_bytes: u32) -> Translation {
+        self.emit_cold();
+        let instructions = self.total;
+        let (mut host, records) = self.emit.finish(instructions);
+        if let Some(at) = charge {
+            host[at..at + 4].copy_from_slice(&(instructions as i32).wrapping_neg().to_le_bytes());
+        }
+        Translation { host, body, records, instructions, guest_bytes }
+    }
+
     /// The block's entry: the poll, or the charge, whose operand is to be filled in.
     fn enter_block(&mut self, request: Request) -> Option<usize> {
-        self.emit.begin(request.start, 0);
+        self.emit.begin_at(request.start, 0);
         self.emit.poll();
         request.counts.then(|| self.emit.charge())
     }

@@ -21,7 +21,9 @@ use crate::enter;
 use crate::glue::{EXIT_KINDS, Exit, Glue};
 use crate::records::Record;
 use crate::tables::AddressSpaces;
-use crate::translate::{MAX_BLOCK_BYTES, Request, Surroundings, translate};
+use crate::translate::{
+    MAX_BLOCK_BYTES, Request, Surroundings, translate, translate_straddling,
+};
 
 /// A vCPU of the translator.
 pub struct TranslatorVcpu {
@@ -147,13 +149,14 @@ impl TranslatorVcpu {
             self.execute(bus, host, rip);
             return None;
         }
-        let found = self.interpreter.locate_code().and_then(|at| self.block(at, false));
+        let found = self.interpreter.locate_code().and_then(|at| self.block(at, rip, false));
         let affordable = |block: &Block| {
             self.interpreter.budget().is_none_or(|left| left >= u64::from(block.instructions))
         };
         match found.filter(affordable) {
             Some(block) => {
-                self.spaces.fill_jump(mode, rip, block.entry);
+                let global = self.interpreter.is_global(rip);
+                self.spaces.fill_jump(mode, rip, block.entry, global);
                 self.execute(bus, if counts { block.entry } else { block.body }, rip);
             }
             None => {
@@ -189,18 +192,18 @@ impl TranslatorVcpu {
         }
     }
 
-    /// The block at `at`, translated if need be.
-    pub(crate) fn block(&mut self, at: RamOffset, plain: bool) -> Option<Block> {
+    /// The block at `at`, translated if need be; `linear` is where it is mapped now.
+    pub(crate) fn block(&mut self, at: RamOffset, linear: u64, plain: bool) -> Option<Block> {
         let user = self.interpreter.access_mode() == AccessMode::User;
         let key = Key { at, user, plain };
         match self.blocks.find(key) {
             Some(block) => Some(block),
-            None => self.translate(key),
+            None => self.translate(key, linear),
         }
     }
 
     #[cold]
-    fn translate(&mut self, key: Key) -> Option<Block> {
+    fn translate(&mut self, key: Key, linear: u64) -> Option<Block> {
         let begin = std::time::Instant::now();
         if !self.cache.has_room(MAX_BLOCK_BYTES) {
             self.drop_all();
@@ -214,8 +217,12 @@ impl TranslatorVcpu {
         }
         let mut page = [0; 4096];
         self.ram.read_at(page_start, &mut page);
+        let mut across = None;
+        if linear % 4096 > 4096 - 15 {
+            across = self.interpreter.straddling_code_at(linear);
+        }
         let interpreter = &self.interpreter;
-        let around = Surroundings {
+        let mut around = Surroundings {
             glue: self.glue,
             base: self.cache.next(),
             first_record: self.records.len() as u32,
@@ -229,7 +236,10 @@ impl TranslatorVcpu {
             counts: self.interpreter.budget().is_some(),
             longest: self.longest_block,
         };
-        let translation = translate(around, &page, request)?;
+        let translation = match translate(around.again(), &page, request) {
+            Some(translation) => translation,
+            None => translate_straddling(around, &across?, request)?,
+        };
         let entry = self.cache.append(&translation.host);
         self.records.extend(translation.records);
         self.counters.translated += 1;
@@ -315,6 +325,17 @@ impl Vcpu for TranslatorVcpu {
         stats.instructions = None;
         let c = &self.counters;
         let exits = |kind: Exit| c.exits[kind as usize];
+        if std::env::var_os("SITES").is_some() {
+            let mut sums = std::collections::HashMap::<(iced_x86::Code, bool), u64>::new();
+            for r in &self.records {
+                *sums.entry((r.instruction, r.checked.is_some())).or_default() += u64::from(r.taken);
+            }
+            let mut v: Vec<_> = sums.into_iter().collect();
+            v.sort_by_key(|x| std::cmp::Reverse(x.1));
+            for (k, n) in v.iter().take(40) {
+                eprintln!("{n:>10} {k:?}");
+            }
+        }
         stats.counters.extend([
             ("blocks_translated", c.translated),
             ("guest_bytes_translated", c.guest_bytes),
