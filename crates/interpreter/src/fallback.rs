@@ -198,7 +198,7 @@ impl InterpreterVcpu {
     }
 
     /// The bytes at `rip`, from two pages of RAM.
-    pub fn straddling_code_at(&mut self, rip: u64) -> Option<[u8; 15]> {
+    fn straddling_code_at(&mut self, rip: u64) -> Option<[u8; 15]> {
         let mut code = [0; MAX_LENGTH];
         let first = self.locate_code_at(rip)?;
         let in_page = (4096 - rip % 4096).min(MAX_LENGTH as u64);
@@ -304,6 +304,18 @@ impl InterpreterVcpu {
             && self.other_flags() & mask & !rflags::FIXED == 0
             && x86::is_canonical(self.cpu.msrs.lstar);
         plain.then_some(self.cpu.msrs.lstar)
+    }
+
+    /// Selectors of ES, CS, SS, DS, FS and GS.
+    #[inline]
+    pub fn selectors(&self) -> [u64; 6] {
+        self.cpu.segment.map(|segment| u64::from(segment.selector))
+    }
+
+    /// Whether RDFSBASE and its like are enabled.
+    #[inline]
+    pub fn fsgsbase_enabled(&self) -> bool {
+        self.cpu.cr4 & cr4::FSGSBASE != 0
     }
 
     /// Whether SYSRET is enabled.

@@ -31,6 +31,7 @@ pub(crate) enum Class {
     RepMovs(u8),
     RepStos(u8),
     System(System),
+    Special(Special),
     /// By the interpreter.
     Interpret,
 }
@@ -47,6 +48,19 @@ pub(crate) enum System {
     Popf,
     Syscall,
     Sysret,
+}
+
+/// Instructions that take a few others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Special {
+    /// BT, BTS, BTR or BTC of a bit string in memory.
+    BitString,
+    Cmpxchg16b,
+    ReadBase,
+    WriteBase,
+    /// MOV from DS, ES, FS or GS.
+    FromSelector,
+    Fnstcw,
 }
 
 /// Access to the memory operand.
@@ -85,6 +99,14 @@ pub(crate) fn classify(instruction: &Instruction, user: bool) -> Class {
         | M::Prefetcht2
         | M::Prefetchw
         | M::Reservednop => Class::Nothing,
+        M::Cmpxchg16b => Class::Special(Special::Cmpxchg16b),
+        M::Rdfsbase | M::Rdgsbase => Class::Special(Special::ReadBase),
+        M::Wrfsbase | M::Wrgsbase => Class::Special(Special::WriteBase),
+        M::Fnstcw => Class::Special(Special::Fnstcw),
+        M::Bt | M::Bts | M::Btr | M::Btc if is_bit_string(instruction) => {
+            Class::Special(Special::BitString)
+        }
+        M::Mov if reads_selector(instruction) => Class::Special(Special::FromSelector),
         M::Lea => Class::Lea,
         M::Div | M::Idiv if operand_bits(instruction, 0) >= 32 => Class::Div,
         M::Push if instruction.stack_pointer_increment() == -8 && !has_segment(instruction) => {
@@ -117,6 +139,19 @@ pub(crate) fn classify(instruction: &Instruction, user: bool) -> Class {
         }
         _ => copied(instruction),
     }
+}
+
+/// A register index reaches beyond the memory operand.
+fn is_bit_string(instruction: &Instruction) -> bool {
+    instruction.op0_kind() == OpKind::Memory
+        && instruction.op1_kind() == OpKind::Register
+        && instruction.op1_register().size() >= 4
+}
+
+fn reads_selector(instruction: &Instruction) -> bool {
+    use iced_x86::Register as R;
+    instruction.op1_kind() == OpKind::Register
+        && matches!(instruction.op1_register(), R::DS | R::ES | R::FS | R::GS)
 }
 
 /// REP MOVS and REP STOS without a segment and with 64-bit addresses.

@@ -18,6 +18,9 @@ pub(crate) struct Block {
     /// Host address behind the poll.
     pub(crate) body: u64,
     pub(crate) instructions: u32,
+    /// Its only instruction goes on in the next page: the block only looks itself up in the jump
+    /// table, where the one is entered that knows the present next page.
+    pub(crate) straddles: bool,
 }
 
 /// Which block of a page: its offset and what it is translated for.
@@ -39,6 +42,10 @@ struct Page {
     version: u32,
     /// Blocks by [`Key::in_page`].
     blocks: HashMap<u16, Block, Fast>,
+    /// The block of the page's last instruction by the page on which it goes on, at CPL 0 and 3.
+    straddling: HashMap<(usize, bool), (u16, Block), Fast>,
+    /// Pages whose last instruction goes on here.
+    begin_before: Vec<usize>,
 }
 
 #[derive(Default)]
@@ -58,11 +65,44 @@ impl Blocks {
         self.pages.contains_key(&at.page())
     }
 
+    /// The entry of a page whose code version was `version` before it was read. One that is there
+    /// already keeps its version: if that is older, all goes at the next look.
+    fn page(&mut self, at: RamOffset, version: u32) -> &mut Page {
+        self.pages.entry(at.page()).or_insert_with(|| Page { version, ..Page::default() })
+    }
+
     /// Enters a block; `version` is the page's code version from before it was read.
     pub(crate) fn insert(&mut self, key: Key, version: u32, block: Block) {
-        let page = self.pages.entry(key.at.page()).or_default();
-        page.version = version;
-        page.blocks.insert(key.in_page(), block);
+        self.page(key.at, version).blocks.insert(key.in_page(), block);
+    }
+
+    /// The block of the instruction at `first` that goes on at page `second`.
+    pub(crate) fn find_straddling(
+        &self,
+        first: RamOffset,
+        second: RamOffset,
+        user: bool,
+    ) -> Option<Block> {
+        let page = self.pages.get(&first.page())?;
+        let (offset, block) = page.straddling.get(&(second.page(), user))?;
+        (u64::from(*offset) == first.0 % 4096).then_some(*block)
+    }
+
+    /// Enters such a block; `versions` are those of the two pages from before they were read.
+    pub(crate) fn insert_straddling(
+        &mut self,
+        first: RamOffset,
+        second: RamOffset,
+        user: bool,
+        versions: [u32; 2],
+        block: Block,
+    ) {
+        let page = self.page(first, versions[0]);
+        page.straddling.insert((second.page(), user), ((first.0 % 4096) as u16, block));
+        let page = self.page(second, versions[1]);
+        if !page.begin_before.contains(&first.page()) {
+            page.begin_before.push(first.page());
+        }
     }
 
     /// Drops the pages whose code has changed; whether there were any.
@@ -73,9 +113,19 @@ impl Blocks {
         }
         self.epoch = epoch;
         let before = self.pages.len();
+        let mut touched = Vec::new();
         self.pages.retain(|page, entry| {
-            ram.code_version(RamOffset(*page as u64 * 4096)) == entry.version
+            let stays = ram.code_version(RamOffset(*page as u64 * 4096)) == entry.version;
+            if !stays {
+                touched.append(&mut entry.begin_before);
+            }
+            stays
         });
+        for page in touched {
+            if let Some(entry) = self.pages.get_mut(&page) {
+                entry.straddling.clear();
+            }
+        }
         self.pages.len() != before
     }
 
@@ -101,6 +151,10 @@ impl Hasher for Spread {
         for byte in bytes {
             self.write_u64(u64::from(*byte));
         }
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(u64::from(value));
     }
 
     fn write_u16(&mut self, value: u16) {

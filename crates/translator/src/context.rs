@@ -17,7 +17,7 @@ pub(crate) const GROUPS: usize = 5;
 /// Bits of a linear address that choose the TLB entry.
 pub(crate) const TLB_INDEX: u64 = (TLB_ENTRIES as u64 - 1) << 12;
 /// Entries of the jump table; a power of two.
-pub(crate) const JUMP_ENTRIES: usize = 4096;
+pub(crate) const JUMP_ENTRIES: usize = 8192;
 /// Bits of a target's hash that choose the jump entry.
 pub(crate) const JUMP_INDEX: u64 = JUMP_ENTRIES as u64 - 1;
 /// The tag of TLB entry `index` while it is empty. Every tag is matched by the addresses of one
@@ -91,6 +91,9 @@ pub(crate) struct Context {
     pub(crate) syscall_target: u64,
     pub(crate) syscall_plain: u64,
     pub(crate) sysret_enabled: u64,
+    pub(crate) fsgsbase_enabled: u64,
+    /// Selectors of ES, CS, SS, DS, FS and GS; those of CS and SS are not kept up.
+    pub(crate) selectors: [u64; 6],
     /// Not zero: vector instructions may execute.
     pub(crate) vectors_allowed: u64,
     /// Whether vectors were in host registers at the last exit.
@@ -160,6 +163,8 @@ impl Context {
             syscall_target: 0,
             syscall_plain: 0,
             sysret_enabled: 0,
+            fsgsbase_enabled: 0,
+            selectors: [0; 6],
             vectors_allowed: 0,
             vectors_were_loaded: 0,
             tables: 0,
@@ -209,12 +214,21 @@ pub(crate) struct Tables {
     pub(crate) write: [u64; TLB_ENTRIES],
     /// Host address minus linear address of the page.
     pub(crate) addend: [u64; TLB_ENTRIES],
+    pub(crate) jumps: [Jump; JUMP_ENTRIES],
+}
+
+/// An entry of the jump table.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Jump {
     /// Negated target address.
-    pub(crate) jump_tag: [u64; JUMP_ENTRIES],
+    pub(crate) tag: u64,
     /// Linear page of the target.
-    pub(crate) jump_page: [u64; JUMP_ENTRIES],
+    pub(crate) page: u64,
     /// Host address of the block.
-    pub(crate) jump_host: [u64; JUMP_ENTRIES],
+    pub(crate) host: u64,
+    /// Makes the size a power of two.
+    pub(crate) unused: u64,
 }
 
 /// Operands of PEXT.
@@ -227,6 +241,7 @@ pub(crate) struct Masks {
     /// Bits that are clear in canonical addresses of the lower half.
     upper_half: u64,
     tlb_index: u64,
+    /// For PDEP: an entry of the jump table is four words long.
     jump_index: u64,
     page_number: u64,
     /// Page number and the bits that an aligned operand of 16 or 32 bytes has clear.
@@ -240,7 +255,7 @@ impl Masks {
         steady_flags: !(rflags::ARITHMETIC | rflags::IF | rflags::RF),
         upper_half: !0 << 47,
         tlb_index: TLB_INDEX,
-        jump_index: JUMP_INDEX,
+        jump_index: JUMP_INDEX << 2,
         page_number: !0xfff,
         page_or_16: !0xfff | 15,
         page_or_32: !0xfff | 31,
@@ -277,7 +292,8 @@ pub(crate) mod at {
         GPR gpr; FLAGS flags; OTHER_FLAGS other_flags; NOT_OTHER_FLAGS not_other_flags;
         LEVEL level; KERNEL_GS_BASE kernel_gs_base;
         SYSCALL_TARGET syscall_target; SYSCALL_PLAIN syscall_plain;
-        SYSRET_ENABLED sysret_enabled;
+        SYSRET_ENABLED sysret_enabled; FSGSBASE_ENABLED fsgsbase_enabled;
+        SELECTORS selectors;
         VECTORS_ALLOWED vectors_allowed; VECTORS_WERE_LOADED vectors_were_loaded;
         TABLES tables; TABLES_SUPERVISOR tables_supervisor;
         TABLES_SUPERVISOR_AC tables_supervisor_ac; TABLES_USER tables_user;
@@ -295,8 +311,10 @@ pub(crate) mod at {
     }
     tables! {
         READ read; WRITE write; ADDEND addend;
-        JUMP_TAG jump_tag; JUMP_PAGE jump_page; JUMP_HOST jump_host;
+        JUMP_TAG jumps;
     }
+    pub(crate) const JUMP_PAGE: i32 = JUMP_TAG + 8;
+    pub(crate) const JUMP_HOST: i32 = JUMP_TAG + 16;
 
     macro_rules! masks {
         ($($name:ident $field:ident;)*) => {

@@ -13,6 +13,7 @@ use crate::context::at;
 use crate::glue::Glue;
 use crate::records::{Checked, Record};
 use crate::registers::{HOST_RCX_OF_GUEST, Home, home, sized};
+use crate::translate::PAGE;
 
 /// Host scratch registers.
 pub(crate) const R8: u8 = 8;
@@ -35,6 +36,7 @@ pub(crate) struct Emitter {
     /// Instructions of the block before it.
     pub(crate) executed: u32,
     present: Code,
+    straddles: bool,
     /// Host address where it begins.
     retry: u64,
 }
@@ -52,6 +54,7 @@ impl Emitter {
             offset: 0,
             executed: 0,
             present: Code::INVALID,
+            straddles: false,
             retry: base,
         }
     }
@@ -69,6 +72,7 @@ impl Emitter {
     pub(crate) fn begin(&mut self, instruction: &Instruction, executed: u32) {
         self.begin_at(instruction.ip() as u32, executed);
         self.present = instruction.code();
+        self.straddles = instruction.next_ip() > PAGE;
     }
 
     /// What follows belongs to page offset `offset`.
@@ -76,6 +80,7 @@ impl Emitter {
         debug_assert_eq!(self.pending, self.records.len(), "an exit's resumption was forgotten");
         (self.offset, self.executed) = (offset, executed);
         self.present = Code::INVALID;
+        self.straddles = false;
         self.retry = self.here();
     }
 
@@ -289,16 +294,11 @@ impl Emitter {
 
     /// Makes a record; gives its number. While the block is made, `left` holds what has been
     /// executed.
-    pub(crate) fn record(
-        &mut self,
-        offset: u32,
-        executed: u32,
-        checked: Option<Checked>,
-    ) -> u32 {
+    pub(crate) fn record(&mut self, offset: u32, executed: u32, checked: Option<Checked>) -> u32 {
         self.records.push(Record {
             offset: offset as u16,
             left: executed as u16,
-            behind: 0,
+            straddles: self.straddles,
             instruction: self.present,
             checked,
             retry: self.retry,
@@ -347,7 +347,7 @@ impl Emitter {
         dynasm!(self.code ; .arch x64
             ; mov r9d, 0
             ; crc32 r9, r8
-            ; pext r9, r9, [BYTE r15 + at::JUMP_INDEX]
+            ; pdep r9, r9, [BYTE r15 + at::JUMP_INDEX]
             ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
             ; lea rcx, [rcx + r8]
             ; jrcxz >found

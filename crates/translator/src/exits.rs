@@ -5,10 +5,13 @@
 //! than the instruction, translated code goes on in the middle of its block.
 
 use engine::CpuBus;
+use iced_x86::Code;
 use interpreter::{AccessMode, Registers, SystemState};
+use memory::RamOffset;
 use x86::cr::rflags;
 
 use crate::allow::Access;
+use crate::blocks::Block;
 use crate::glue::Exit;
 use crate::records::{Checked, Record};
 use crate::vcpu::TranslatorVcpu;
@@ -20,24 +23,12 @@ impl TranslatorVcpu {
         let supervisor = self.spaces.address(AccessMode::Supervisor);
         let supervisor_ac = self.spaces.address(AccessMode::SupervisorAc);
         let user = self.spaces.address(AccessMode::User);
-        let registers = self.interpreter.registers();
-        let system = self.interpreter.system();
-        let other = self.interpreter.other_flags();
         let syscall = self.interpreter.plain_syscall();
         let sysret = self.interpreter.sysret_enabled();
-        let allowed = self.interpreter.vectors_enabled();
+        let fsgsbase = self.interpreter.fsgsbase_enabled();
         let held = self.interpreter.needs_attention();
-        let budget = self.interpreter.budget();
         let vectors = self.interpreter.fpu_mut().area_mut().as_mut_ptr() as u64;
         let context = self.context();
-        context.set_general(&registers.gpr);
-        // Bit 1 of RFLAGS is always set; interrupts are the host's own matter.
-        context.flags = registers.flags | rflags::FIXED;
-        context.interrupt_flag = system.interrupt_flag;
-        context.access_flag = system.access_flag;
-        context.level = system.level;
-        (context.fs_base, context.gs_base) = (system.fs_base, system.gs_base);
-        context.kernel_gs_base = system.kernel_gs_base;
         context.tables_supervisor = supervisor;
         context.tables_supervisor_ac = supervisor_ac;
         context.tables_user = user;
@@ -46,14 +37,37 @@ impl TranslatorVcpu {
             AccessMode::SupervisorAc => supervisor_ac,
             AccessMode::User => user,
         };
-        (context.other_flags, context.not_other_flags) = (other, !other);
         context.syscall_target = syscall.unwrap_or(0);
         context.syscall_plain = u64::from(syscall.is_some());
         context.sysret_enabled = u64::from(sysret);
-        context.vectors_allowed = u64::from(allowed);
+        context.fsgsbase_enabled = u64::from(fsgsbase);
         context.held = u64::from(held);
-        context.budget = budget.unwrap_or(0);
         context.vectors = vectors;
+        self.load_registers();
+    }
+
+    /// The part of [`TranslatorVcpu::load_context`] that an instruction may change which goes on
+    /// straight behind itself, with nothing that concerns the dispatcher.
+    fn load_registers(&mut self) {
+        let registers = self.interpreter.registers();
+        let system = self.interpreter.system();
+        let other = self.interpreter.other_flags();
+        let allowed = self.interpreter.vectors_enabled();
+        let selectors = self.interpreter.selectors();
+        let budget = self.interpreter.budget();
+        let context = self.context();
+        context.selectors = selectors;
+        context.set_general(&registers.gpr);
+        // Bit 1 of RFLAGS is always set; interrupts are the host's own matter.
+        context.flags = registers.flags | rflags::FIXED;
+        context.interrupt_flag = system.interrupt_flag;
+        context.access_flag = system.access_flag;
+        context.level = system.level;
+        (context.fs_base, context.gs_base) = (system.fs_base, system.gs_base);
+        context.kernel_gs_base = system.kernel_gs_base;
+        (context.other_flags, context.not_other_flags) = (other, !other);
+        context.vectors_allowed = u64::from(allowed);
+        context.budget = budget.unwrap_or(0);
     }
 
     /// Does what an exit asks for; the host address where translated code goes on, if it does.
@@ -133,8 +147,7 @@ impl TranslatorVcpu {
         self.store_registers(page.wrapping_add(u64::from(record.offset)));
         let drops = self.cache_drops();
         let at = self.interpreter.locate_code()?;
-        let rip = page.wrapping_add(u64::from(record.offset));
-        let block = self.block(at, rip, true)?;
+        let block = self.block(at, true)?;
         if self.interpreter.budget().is_some() {
             // The new block charges for the same instructions.
             self.context().budget = self.context().budget.saturating_add(u64::from(record.left));
@@ -186,14 +199,23 @@ impl TranslatorVcpu {
         }
         let drops = self.cache_drops();
         let at = self.interpreter.locate_code_at(target)?;
-        let block = self.block(at, target, false)?;
+        self.enter_jump(at, target)?;
+        (self.cache_drops() == drops).then_some(record.retry)
+    }
+
+    /// Enters `target`, which lies at `at` in guest RAM, in the jump table; gives its block.
+    pub(crate) fn enter_jump(&mut self, at: RamOffset, target: u64) -> Option<Block> {
         let mode = self.interpreter.access_mode();
-        let global = self.interpreter.is_global(target);
-        self.spaces.fill_jump(mode, target, block.entry, global);
-        if self.cache_drops() != drops {
-            return None;
+        let mut global = self.interpreter.is_global(target);
+        let mut block = self.block(at, false)?;
+        if block.straddles {
+            let next = (target | 0xfff).wrapping_add(1);
+            let second = self.interpreter.locate_code_at(next)?;
+            global &= self.interpreter.is_global(next);
+            block = self.straddling_block(at, second)?;
         }
-        Some(record.retry)
+        self.spaces.fill_jump(mode, target, block.entry, global);
+        Some(block)
     }
 
     /// A direct jump whose displacement is at `site` has no target yet: links it.
@@ -202,9 +224,8 @@ impl TranslatorVcpu {
             return None;
         }
         let drops = self.cache_drops();
-        let rip = self.interpreter.registers().rip;
         let at = self.interpreter.locate_code()?;
-        let block = self.block(at, rip, false)?;
+        let block = self.block(at, false)?;
         if self.cache_drops() != drops {
             // The site is gone with the cache.
             return None;
@@ -227,12 +248,10 @@ impl TranslatorVcpu {
         let mode = self.interpreter.access_mode();
         let epoch = self.ram.code_epoch();
         let mut kept = record.kept;
-        let straight = if record.behind == 0 {
-            self.interpreter.step_kept(&mut kept, bus)
-        } else {
-            let behind = self.context().page.wrapping_add(u64::from(record.behind));
+        let straight = if record.straddles {
             self.interpreter.step_straddling(&mut kept, bus)
-                && self.interpreter.registers().rip == behind
+        } else {
+            self.interpreter.step_kept(&mut kept, bus)
         };
         self.records[number].kept = kept;
         let calm = !self.interpreter.needs_attention()
@@ -250,7 +269,12 @@ impl TranslatorVcpu {
             return None;
         }
         self.counters.interpreted_resumed += 1;
-        self.load_context();
+        if matches!(record.instruction, Code::Wrmsr | Code::Popfq | Code::Popfw | Code::Mov_cr_r64)
+        {
+            self.load_context();
+        } else {
+            self.load_registers();
+        }
         Some(record.resume)
     }
 

@@ -256,7 +256,7 @@ macro_rules! find_target {
         dynasm!($code ; .arch x64
             ; mov r9d, 0
             ; crc32 r9, r8
-            ; pext r9, r9, [BYTE r15 + at::JUMP_INDEX]
+            ; pdep r9, r9, [BYTE r15 + at::JUMP_INDEX]
             ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
             ; lea rcx, [rcx + r8]
             ; jrcxz >found

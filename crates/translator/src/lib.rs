@@ -29,6 +29,7 @@ mod glue;
 mod plan;
 mod records;
 mod registers;
+mod special;
 mod strings;
 mod tables;
 mod translate;

@@ -146,7 +146,15 @@ impl Forming {
         }
     }
 
-    fn access(&mut self, at: usize, part: Part, base: u8, displacement: i64, size: i64, write: bool) {
+    fn access(
+        &mut self,
+        at: usize,
+        part: Part,
+        base: u8,
+        displacement: i64,
+        size: i64,
+        write: bool,
+    ) {
         let index = usize::from(base);
         if self.open[index].is_none() {
             self.moved[index] = 0;

@@ -27,8 +27,8 @@ pub(crate) struct Record {
     pub(crate) offset: u16,
     /// Instructions of the block that have not been completed, when blocks count.
     pub(crate) left: u16,
-    /// For an instruction that goes on in the next page: the offset behind it; else 0.
-    pub(crate) behind: u16,
+    /// The present instruction goes on in the next page.
+    pub(crate) straddles: bool,
     /// The present instruction, for statistics; `INVALID` at a block's edges.
     pub(crate) instruction: Code,
     pub(crate) checked: Option<Checked>,

@@ -8,7 +8,7 @@ use interpreter::{AccessMode, FoundPage, TlbChange};
 use memory::{GuestRam, RamOffset};
 
 use crate::context::{
-    JUMP_ENTRIES, Masks, TABLES_BIAS, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index,
+    JUMP_ENTRIES, Jump, Masks, TABLES_BIAS, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index,
 };
 
 /// Address spaces (PCIDs) that have tables at a time.
@@ -47,16 +47,22 @@ pub(crate) struct AddressSpaces {
 }
 
 impl Logged {
+    /// Empty tables. Apart, because their making needs much stack.
+    #[cold]
+    #[inline(never)]
+    fn boxed() -> Box<Self> {
+        Box::new(Self::new())
+    }
+
     fn new() -> Self {
+        let jump = |index| Jump { tag: empty_jump(index), page: 0, host: 0, unused: 0 };
         Self {
             tables: Box::new(Tables {
                 masks: Masks::ALL,
                 read: std::array::from_fn(empty_tag),
                 write: std::array::from_fn(empty_tag),
                 addend: [0; TLB_ENTRIES],
-                jump_tag: std::array::from_fn(empty_jump),
-                jump_page: [0; JUMP_ENTRIES],
-                jump_host: [0; JUMP_ENTRIES],
+                jumps: std::array::from_fn(jump),
             }),
             filled: Vec::new(),
             is_logged: [false; TLB_ENTRIES],
@@ -81,14 +87,15 @@ impl Logged {
         self.flush_jumps(keep);
     }
 
-    /// Forgets the jump targets in the linear page at `page`.
+    /// Forgets the jump targets in the linear page at `page`, and in the one before it, whose last
+    /// instruction may go on here.
     fn flush_jumps_into(&mut self, page: u64) {
         let tables = &mut self.tables;
         self.jumps_filled.retain(|&index| {
             let index = usize::from(index);
-            let stays = tables.jump_page[index] != page;
+            let stays = !matches!(page.wrapping_sub(tables.jumps[index].page), 0 | 4096);
             if !stays {
-                tables.jump_tag[index] = empty_jump(index);
+                tables.jumps[index].tag = empty_jump(index);
             }
             stays
         });
@@ -100,7 +107,7 @@ impl Logged {
             let index = usize::from(index);
             let stays = keep == Keep::Global && jump_is_global[index];
             if !stays {
-                tables.jump_tag[index] = empty_jump(index);
+                tables.jumps[index].tag = empty_jump(index);
             }
             stays
         });
@@ -117,9 +124,9 @@ impl AddressSpaces {
         }
     }
 
+    #[inline]
     fn logged(&mut self, mode: AccessMode) -> &mut Logged {
-        self.spaces[self.present].modes[mode as usize]
-            .get_or_insert_with(|| Box::new(Logged::new()))
+        self.spaces[self.present].modes[mode as usize].get_or_insert_with(Logged::boxed)
     }
 
     /// What generated code uses as address of the tables of the present address space for `mode`.
@@ -144,8 +151,8 @@ impl AddressSpaces {
     pub(crate) fn find_jump(&mut self, mode: AccessMode, target: u64) -> Option<u64> {
         let tables = &self.logged(mode).tables;
         let index = jump_index(target);
-        let found = tables.jump_tag[index] == target.wrapping_neg();
-        found.then(|| tables.jump_host[index])
+        let jump = &tables.jumps[index];
+        (jump.tag == target.wrapping_neg()).then_some(jump.host)
     }
 
     /// Enters the page of `linear`.
@@ -176,13 +183,12 @@ impl AddressSpaces {
         let logged = self.logged(mode);
         let index = jump_index(target);
         let tables = &mut logged.tables;
-        if tables.jump_tag[index] == empty_jump(index) {
+        let jump = &mut tables.jumps[index];
+        if jump.tag == empty_jump(index) {
             logged.jumps_filled.push(index as u16);
         }
         logged.jump_is_global[index] = global;
-        tables.jump_tag[index] = target.wrapping_neg();
-        tables.jump_page[index] = target & !0xfff;
-        tables.jump_host[index] = host;
+        *jump = Jump { tag: target.wrapping_neg(), page: target & !0xfff, host, unused: 0 };
     }
 
     /// Forgets all jump targets: blocks have been dropped.
@@ -373,7 +379,7 @@ mod tests {
             let tables = &spaces.logged(AccessMode::User).tables;
             assert_eq!(check(tables, false, 0x7000, 8), None);
             let index = jump_index(0x7010);
-            assert_eq!(tables.jump_tag[index], empty_jump(index));
+            assert_eq!(tables.jumps[index].tag, empty_jump(index));
         }
     }
 

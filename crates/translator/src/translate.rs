@@ -7,6 +7,7 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
+use interpreter::InterpreterVcpu;
 use x86::cr::rflags;
 
 use crate::allow::{Access, Class, System, classify};
@@ -46,6 +47,8 @@ pub(crate) struct Translation {
     pub(crate) records: Vec<Record>,
     pub(crate) instructions: u32,
     pub(crate) guest_bytes: u32,
+    /// See [`crate::blocks::Block::straddles`].
+    pub(crate) straddles: bool,
 }
 
 /// Whether more instructions follow in the block.
@@ -82,62 +85,22 @@ pub(crate) struct Surroundings<'a> {
     /// Host address and number of the first record that the block will have.
     pub(crate) base: u64,
     pub(crate) first_record: u32,
-    /// Whether the CPU profile has what an instruction needs.
-    pub(crate) offers: &'a dyn Fn(&Instruction) -> bool,
+    /// Knows what the CPU profile offers.
+    pub(crate) interpreter: &'a InterpreterVcpu,
     pub(crate) info: &'a mut InstructionInfoFactory,
 }
 
-impl Surroundings<'_> {
-    /// The same for another attempt.
-    pub(crate) fn again(&mut self) -> Surroundings<'_> {
-        Surroundings {
-            glue: self.glue,
-            base: self.base,
-            first_record: self.first_record,
-            offers: self.offers,
-            info: self.info,
-        }
-    }
-}
-
-/// Translates the block of an instruction that begins in one page and ends in the next: the
-/// interpreter executes it, as it may have changed; where to go on is known. `code` holds its bytes.
-pub(crate) fn translate_straddling(
-    around: Surroundings<'_>,
+/// Translates a block; `code` is the content of the guest page, perhaps with the beginning of the
+/// next. `None` when there is no instruction at all.
+pub(crate) fn translate(
+    around: &mut Surroundings<'_>,
     code: &[u8],
     request: Request,
 ) -> Option<Translation> {
-    let start = u64::from(request.start);
-    let instruction = Decoder::with_ip(64, code, start, DecoderOptions::NONE).decode();
-    if instruction.is_invalid() || instruction.next_ip() <= PAGE {
-        return None;
-    }
-    let mut translator = Translator::new(around, request, 1);
-    let charge = translator.enter_block(request);
-    let body = translator.emit.position();
-    translator.emit.begin(&instruction, 0);
-    translator.leave_to_interpreter(&instruction);
-    for record in &mut translator.emit.records {
-        record.behind = instruction.next_ip() as u16;
-    }
-    translator.executed = 1;
-    if instruction.flow_control() == FlowControl::Next {
-        translator.emit.begin_at(instruction.next_ip() as u32, 1);
-        translator.go_to(instruction.next_ip() as i64);
-    }
-    Some(translator.finish(charge, body, (PAGE - start) as u32))
-}
-
-/// Translates a block; `page` is the content of the guest page. `None` when not even its first
-/// instruction ends inside the page.
-pub(crate) fn translate(
-    around: Surroundings<'_>,
-    page: &[u8],
-    request: Request,
-) -> Option<Translation> {
-    let (mut block, end) = decode(&around, page, request);
+    let (mut block, end) = decode(around, code, request);
     if block.is_empty() {
-        return None;
+        let straddles = code.len() as u64 == PAGE && request.start as usize > code.len() - 15;
+        return straddles.then(|| Translator::new(around, request, 0).look_up_straddling());
     }
     if !request.plain {
         plan(&mut block, around.info);
@@ -159,9 +122,9 @@ pub(crate) fn translate(
 }
 
 /// The instructions of the block and the page offset behind them.
-fn decode(around: &Surroundings<'_>, page: &[u8], request: Request) -> (Vec<Planned>, u32) {
+fn decode(around: &Surroundings<'_>, code: &[u8], request: Request) -> (Vec<Planned>, u32) {
     let start = u64::from(request.start);
-    let code = &page[request.start as usize..];
+    let code = &code[request.start as usize..];
     let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
     let mut block = Vec::with_capacity(16);
     let mut end = request.start;
@@ -173,7 +136,7 @@ fn decode(around: &Surroundings<'_>, page: &[u8], request: Request) -> (Vec<Plan
         }
         end = decoder.ip() as u32;
         let mut class = Class::Interpret;
-        if (around.offers)(&instruction) {
+        if around.interpreter.offers(&instruction) {
             class = classify(&instruction, request.user);
         }
         if request.counts && matches!(class, Class::RepMovs(_) | Class::RepStos(_)) {
@@ -195,7 +158,7 @@ fn decode(around: &Surroundings<'_>, page: &[u8], request: Request) -> (Vec<Plan
 }
 
 impl<'a> Translator<'a> {
-    fn new(around: Surroundings<'a>, request: Request, total: u32) -> Self {
+    fn new(around: &'a mut Surroundings<'_>, request: Request, total: u32) -> Self {
         Self {
             emit: Emitter::new(around.glue, around.base, around.first_record),
             request,
@@ -215,7 +178,22 @@ impl<'a> Translator<'a> {
         if let Some(at) = charge {
             host[at..at + 4].copy_from_slice(&(instructions as i32).wrapping_neg().to_le_bytes());
         }
-        Translation { host, body, records, instructions, guest_bytes }
+        Translation { host, body, records, instructions, guest_bytes, straddles: false }
+    }
+
+    /// A block in place of an instruction that goes on in the next page: it looks the linear
+    /// address up in the jump table, which has the block for the page that is mapped there now.
+    fn look_up_straddling(mut self) -> Translation {
+        let start = self.request.start;
+        self.emit.begin_at(start, 0);
+        self.emit.poll();
+        let body = self.emit.position();
+        self.emit.page_plus(start as i32);
+        self.emit.find_target();
+        self.emit.no_resume();
+        self.emit.jump_found();
+        let (host, records) = self.emit.finish(0);
+        Translation { host, body, records, instructions: 0, guest_bytes: 0, straddles: true }
     }
 
     /// The block's entry: the poll, or the charge, whose operand is to be filled in.
@@ -245,6 +223,7 @@ impl<'a> Translator<'a> {
             Class::RepMovs(log) => self.string(self.emit.glue.rep_movs[usize::from(log)]),
             Class::RepStos(log) => self.string(self.emit.glue.rep_stos[usize::from(log)]),
             Class::System(system) => self.system(planned, system),
+            Class::Special(special) => self.special(instruction, special),
             Class::Interpret => None,
         };
         let Some(flow) = done else { return self.leave_to_interpreter(instruction) };

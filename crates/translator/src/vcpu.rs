@@ -21,9 +21,10 @@ use crate::enter;
 use crate::glue::{EXIT_KINDS, Exit, Glue};
 use crate::records::Record;
 use crate::tables::AddressSpaces;
-use crate::translate::{
-    MAX_BLOCK_BYTES, Request, Surroundings, translate, translate_straddling,
-};
+use crate::translate::{MAX_BLOCK_BYTES, Request, Surroundings, Translation, translate};
+
+/// Longest instruction, in bytes.
+const MAX_LENGTH: usize = 15;
 
 /// A vCPU of the translator.
 pub struct TranslatorVcpu {
@@ -149,16 +150,12 @@ impl TranslatorVcpu {
             self.execute(bus, host, rip);
             return None;
         }
-        let found = self.interpreter.locate_code().and_then(|at| self.block(at, rip, false));
+        let found = self.interpreter.locate_code().and_then(|at| self.enter_jump(at, rip));
         let affordable = |block: &Block| {
             self.interpreter.budget().is_none_or(|left| left >= u64::from(block.instructions))
         };
         match found.filter(affordable) {
-            Some(block) => {
-                let global = self.interpreter.is_global(rip);
-                self.spaces.fill_jump(mode, rip, block.entry, global);
-                self.execute(bus, if counts { block.entry } else { block.body }, rip);
-            }
+            Some(block) => self.execute(bus, if counts { block.entry } else { block.body }, rip),
             None => {
                 self.counters.interpreted_blocks += 1;
                 self.interpreter.step(bus);
@@ -192,67 +189,112 @@ impl TranslatorVcpu {
         }
     }
 
-    /// The block at `at`, translated if need be; `linear` is where it is mapped now.
-    pub(crate) fn block(&mut self, at: RamOffset, linear: u64, plain: bool) -> Option<Block> {
+    /// The block at `at`, translated if need be.
+    pub(crate) fn block(&mut self, at: RamOffset, plain: bool) -> Option<Block> {
         let user = self.interpreter.access_mode() == AccessMode::User;
         let key = Key { at, user, plain };
         match self.blocks.find(key) {
             Some(block) => Some(block),
-            None => self.translate(key, linear),
+            None => self.translate(key),
+        }
+    }
+
+    /// The block of the instruction at `first` that goes on in the page of `second`.
+    pub(crate) fn straddling_block(
+        &mut self,
+        first: RamOffset,
+        second: RamOffset,
+    ) -> Option<Block> {
+        let user = self.interpreter.access_mode() == AccessMode::User;
+        match self.blocks.find_straddling(first, second, user) {
+            Some(block) => Some(block),
+            None => self.translate_straddling(first, second, user),
         }
     }
 
     #[cold]
-    fn translate(&mut self, key: Key, linear: u64) -> Option<Block> {
+    fn translate(&mut self, key: Key) -> Option<Block> {
         let begin = std::time::Instant::now();
+        self.make_room();
+        let version = self.watch(key.at);
+        let mut page = [0; 4096];
+        self.ram.read_at(RamOffset(key.at.0 & !0xfff), &mut page);
+        let request = self.request(key.at, key.user, key.plain);
+        let translation = translate(&mut self.surroundings(), &page, request)?;
+        let block = self.append(translation);
+        self.blocks.insert(key, version, block);
+        self.counters.translating_ns += begin.elapsed().as_nanos() as u64;
+        Some(block)
+    }
+
+    #[cold]
+    fn translate_straddling(
+        &mut self,
+        first: RamOffset,
+        second: RamOffset,
+        user: bool,
+    ) -> Option<Block> {
+        self.make_room();
+        let versions = [self.watch(first), self.watch(second)];
+        let mut pages = [0; 4096 + MAX_LENGTH];
+        self.ram.read_at(RamOffset(first.0 & !0xfff), &mut pages[..4096]);
+        self.ram.read_at(RamOffset(second.0 & !0xfff), &mut pages[4096..]);
+        let request = Request { longest: 1, ..self.request(first, user, true) };
+        let translation = translate(&mut self.surroundings(), &pages, request)?;
+        let block = self.append(translation);
+        self.blocks.insert_straddling(first, second, user, versions, block);
+        Some(block)
+    }
+
+    fn make_room(&mut self) {
         if !self.cache.has_room(MAX_BLOCK_BYTES) {
             self.drop_all();
         }
-        let page_start = RamOffset(key.at.0 & !0xfff);
-        let known = self.blocks.has_page(key.at);
-        // Watched before it is read: a write from now on changes the version.
-        let version = self.ram.watch_code(page_start);
-        if !known {
-            self.spaces.protect(page_start);
+    }
+
+    /// Watches the page of `at`, before it is read: a write from now on changes the version, which
+    /// this gives.
+    fn watch(&mut self, at: RamOffset) -> u32 {
+        let page = RamOffset(at.0 & !0xfff);
+        let version = self.ram.watch_code(page);
+        if !self.blocks.has_page(at) {
+            self.spaces.protect(page);
         }
-        let mut page = [0; 4096];
-        self.ram.read_at(page_start, &mut page);
-        let mut across = None;
-        if linear % 4096 > 4096 - 15 {
-            across = self.interpreter.straddling_code_at(linear);
+        version
+    }
+
+    fn request(&self, at: RamOffset, user: bool, plain: bool) -> Request {
+        Request {
+            start: (at.0 % 4096) as u32,
+            user,
+            plain,
+            counts: self.interpreter.budget().is_some(),
+            longest: self.longest_block,
         }
-        let interpreter = &self.interpreter;
-        let mut around = Surroundings {
+    }
+
+    fn surroundings(&mut self) -> Surroundings<'_> {
+        Surroundings {
             glue: self.glue,
             base: self.cache.next(),
             first_record: self.records.len() as u32,
-            offers: &|instruction| interpreter.offers(instruction),
+            interpreter: &self.interpreter,
             info: &mut self.info,
-        };
-        let request = Request {
-            start: (key.at.0 % 4096) as u32,
-            user: key.user,
-            plain: key.plain,
-            counts: self.interpreter.budget().is_some(),
-            longest: self.longest_block,
-        };
-        let translation = match translate(around.again(), &page, request) {
-            Some(translation) => translation,
-            None => translate_straddling(around, &across?, request)?,
-        };
+        }
+    }
+
+    fn append(&mut self, translation: Translation) -> Block {
         let entry = self.cache.append(&translation.host);
         self.records.extend(translation.records);
         self.counters.translated += 1;
         self.counters.guest_bytes += u64::from(translation.guest_bytes);
         self.counters.host_bytes += translation.host.len() as u64;
-        let block = Block {
+        Block {
             entry,
             body: entry + translation.body as u64,
             instructions: translation.instructions,
-        };
-        self.blocks.insert(key, version, block);
-        self.counters.translating_ns += begin.elapsed().as_nanos() as u64;
-        Some(block)
+            straddles: translation.straddles,
+        }
     }
 
     /// How often the code cache has been emptied: addresses from before are gone.
@@ -328,7 +370,8 @@ impl Vcpu for TranslatorVcpu {
         if std::env::var_os("SITES").is_some() {
             let mut sums = std::collections::HashMap::<(iced_x86::Code, bool), u64>::new();
             for r in &self.records {
-                *sums.entry((r.instruction, r.checked.is_some())).or_default() += u64::from(r.taken);
+                *sums.entry((r.instruction, r.checked.is_some())).or_default() +=
+                    u64::from(r.taken);
             }
             let mut v: Vec<_> = sums.into_iter().collect();
             v.sort_by_key(|x| std::cmp::Reverse(x.1));
