@@ -302,6 +302,12 @@ impl Cpu {
         self.cr0 & cr0::PE != 0 && self.system_flags & rflags::VM == 0
     }
 
+    /// Virtual-8086 mode: CR0.PE and RFLAGS.VM are set.
+    #[inline]
+    pub(crate) fn virtual_8086(&self) -> bool {
+        self.cr0 & cr0::PE != 0 && self.system_flags & rflags::VM != 0
+    }
+
     /// The register `index`: 0 to 15 as encoded, [`ZERO`] or [`RIP`].
     #[inline(always)]
     pub(crate) fn reg(&self, index: u8) -> u64 {
