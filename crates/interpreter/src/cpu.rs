@@ -159,7 +159,7 @@ impl Cpu {
             dr6: dr::DR6_FIXED,
             dr7: dr::DR7_FIXED,
             fpu: FpuState::new(),
-            msrs: Msrs::new(config.index),
+            msrs: Msrs::new(&config.profile),
             apic,
             cpl: 0,
             code_size: CodeSize::Bits16,
