@@ -32,7 +32,7 @@ const LAYERS: [Layer; 10] = [
     // Never engines, and never another part.
     Layer {
         name: "parts",
-        crates: &["chipset", "boot"],
+        crates: &["chipset", "boot", "virtio", "storage"],
         may_use: &["definitions", "contracts", "buses"],
     },
     Layer {
