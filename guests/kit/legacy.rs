@@ -1,14 +1,15 @@
-//! Runs snippets of 32-bit code with long mode off, and comes back.
+//! Runs snippets of 32-bit, 16-bit or virtual-8086 code with long mode off, and comes back.
 //!
 //! The way out: a far return to 32-bit code, paging off (which clears
 //! EFER.LMA), EFER.LME off, then the control registers that the run asks for.
 //! Any event through the 32-bit IDT ends the run; its frame is copied out and
 //! long mode is entered again.
 
+use crate::snippet::stack_top;
+use crate::tables::{self, Pointer};
+use crate::trap::{Outcome, Regs};
+use crate::{Code, Global, Trap, boot};
 use core::arch::global_asm;
-use kit::snippet::stack_top;
-use kit::tables::{self, Pointer};
-use kit::{Code, Global, Trap, boot};
 
 /// CR0 for protected mode without paging.
 pub const CR0_FLAT: u32 = boot::CR0 as u32 & !(1 << 31);
@@ -36,12 +37,19 @@ pub struct Legacy {
     pub tr: u32,
     /// What outcomes count from.
     pub mark: u32,
+    /// ES, FS and GS of a run in virtual-8086 mode; others have `ds` in ES, and 0.
+    pub es: u32,
+    pub fs: u32,
+    pub gs: u32,
+    /// Selector for LLDT.
+    pub ldt: u32,
 }
 
-/// What the common stub copies: PUSHAD's eight registers, then the frame.
+/// What the common stub copies: PUSHAD's eight registers, the frame, and the state of the handler.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Saved {
+#[allow(missing_docs)] // The names are the architecture's.
+pub struct Saved {
     edi: u32,
     esi: u32,
     ebp: u32,
@@ -58,9 +66,24 @@ struct Saved {
     /// Only pushed when the privilege changed.
     esp: u32,
     ss: u32,
+    /// Only pushed when virtual-8086 mode was left.
+    pub es: u32,
+    pub ds: u32,
+    pub fs: u32,
+    pub gs: u32,
     cr2: u32,
     /// Address of the pushed EIP or error code.
     address: u32,
+    /// What the handler found in these registers.
+    pub cr0: u32,
+    pub cr3: u32,
+    pub dr6: u32,
+    pub tr: u16,
+    pub ldt: u16,
+    pub handler_ds: u16,
+    pub handler_es: u16,
+    pub handler_fs: u16,
+    pub handler_gs: u16,
 }
 
 const NOTHING: Saved = Saved {
@@ -79,14 +102,30 @@ const NOTHING: Saved = Saved {
     eflags: 0,
     esp: 0,
     ss: 0,
+    es: 0,
+    ds: 0,
+    fs: 0,
+    gs: 0,
     cr2: 0,
     address: 0,
+    cr0: 0,
+    cr3: 0,
+    dr6: 0,
+    tr: 0,
+    ldt: 0,
+    handler_ds: 0,
+    handler_es: 0,
+    handler_fs: 0,
+    handler_gs: 0,
 };
+
+/// EFLAGS.VM.
+const VM: u32 = 1 << 17;
 
 static SAVED: Global<Saved> = Global::new(NOTHING);
 static IDT: Global<[[u32; 2]; 256]> = Global::new([[0; 2]; 256]);
-static RSP: Global<u64> = Global::new(0);
-static ESP: Global<u32> = Global::new(0);
+pub(crate) static RSP: Global<u64> = Global::new(0);
+pub(crate) static ESP: Global<u32> = Global::new(0);
 static IDT_POINTER: Global<Pointer> = Global::new(Pointer { limit: 0x7ff, base: 0 });
 static LONG_IDT_POINTER: Global<Pointer> = Global::new(Pointer { limit: 0, base: 0 });
 
@@ -110,7 +149,18 @@ pub fn restore_gate(vector: u8) {
     set_gate(vector, stub(vector), tables::KERNEL_CODE32, 14, dpl);
 }
 
-/// Fills the 32-bit IDT.
+/// What ended the last run, with what a [`Trap`] has no room for.
+pub fn last() -> Saved {
+    SAVED.get()
+}
+
+/// Writes a gate's two halves as they are.
+pub fn set_raw_gate(vector: u8, value: u64) {
+    // SAFETY: as for `set_gate`.
+    unsafe { (*IDT.ptr())[usize::from(vector)] = [value as u32, (value >> 32) as u32] };
+}
+
+/// Fills the 32-bit IDT. Call it before the first run.
 pub fn init() {
     for vector in 0..=255 {
         restore_gate(vector);
@@ -134,6 +184,10 @@ pub fn at(code: Code) -> Legacy {
         cr4: CR4_PLAIN,
         tr: 0,
         mark: code.mark as u32,
+        es: 0,
+        fs: 0,
+        gs: 0,
+        ldt: 0,
     }
 }
 
@@ -175,10 +229,12 @@ impl Legacy {
         // returns, and nothing of Rust runs in between.
         unsafe { legacy_enter(&self) };
         let s = SAVED.get();
-        let outer = s.cs & 3 != 0;
-        let words = if has_error(s.vector) { 4 } else { 3 } + if outer { 2 } else { 0 };
+        let from_8086 = s.eflags & VM != 0;
+        let outer = from_8086 || s.cs & 3 != 0;
+        let error = u32::from(has_error(s.vector));
+        let words = 3 + error + if outer { 2 } else { 0 } + if from_8086 { 4 } else { 0 };
         let end = s.address + words * 4;
-        let mut regs = kit::Regs::default();
+        let mut regs = Regs::default();
         regs.rax = s.eax.into();
         regs.rbx = s.ebx.into();
         regs.rcx = s.ecx.into();
@@ -203,7 +259,7 @@ impl Legacy {
     }
 
     /// The outcome of [`Legacy::run`].
-    pub fn outcome(self) -> kit::Outcome {
+    pub fn outcome(self) -> Outcome {
         self.run().outcome()
     }
 }
@@ -260,17 +316,27 @@ legacy_enter:
     test    eax, eax
     jz      4f
     ltr     ax
-4:  mov     [{esp}], esp
-    test    dword ptr [edi + 32], 3
+4:  mov     eax, [edi + 84]
+    lldt    ax
+    mov     [{esp}], esp
+    mov     eax, [edi + 48]
+    test    dword ptr [edi + 36], 0x20000
+    jz      3f
+    push    [edi + 80]
+    push    [edi + 76]
+    push    eax
+    push    [edi + 72]
+    mov     eax, {data}
+    jmp     2f
+3:  test    dword ptr [edi + 32], 3
     jz      5f
-    push    [edi + 44]
+2:  push    [edi + 44]
     push    [edi + 40]
     jmp     6f
 5:  mov     esp, [edi + 40]
 6:  push    [edi + 36]
     push    [edi + 32]
     push    [edi + 28]
-    mov     eax, [edi + 48]
     push    eax
     mov     ebx, [edi + 4]
     mov     ecx, [edi + 8]
@@ -302,16 +368,32 @@ legacy_stubs:
 legacy_common:
     pushad
     cld
+    mov     ebx, ds
+    mov     edx, es
+    mov     ebp, fs
+    mov     ecx, gs
     mov     eax, {data}
     mov     ds, eax
     mov     es, eax
     mov     ss, eax
     mov     esi, esp
+    mov     word ptr [{saved} + 100], bx
+    mov     word ptr [{saved} + 102], dx
+    mov     word ptr [{saved} + 104], bp
+    mov     word ptr [{saved} + 106], cx
     mov     edi, offset {saved}
-    mov     ecx, 15
+    mov     ecx, 19
     rep movsd
     mov     eax, cr2
-    mov     [{saved} + 60], eax
+    mov     [{saved} + 76], eax
+    mov     eax, cr0
+    mov     [{saved} + 84], eax
+    mov     eax, cr3
+    mov     [{saved} + 88], eax
+    mov     eax, dr6
+    mov     [{saved} + 92], eax
+    str     word ptr [{saved} + 96]
+    sldt    word ptr [{saved} + 98]
     // The frame begins behind the vector, and behind the stand-in error code.
     lea     edx, [esp + 36]
     mov     eax, [esp + 32]
@@ -324,8 +406,10 @@ legacy_common:
     cmp     eax, 14
     jbe     7f
 8:  add     edx, 4
-7:  mov     [{saved} + 64], edx
+7:  mov     [{saved} + 80], edx
 
+    .globl legacy_return
+legacy_return:
     mov     esp, [{esp}]
     mov     eax, cr0
     btr     eax, 31
@@ -350,6 +434,10 @@ legacy_common:
 legacy_back:
     mov     eax, {data}
     mov     ss, eax
+    xor     eax, eax
+    lldt    ax
+    mov     fs, eax
+    mov     gs, eax
     mov     rsp, [rip + {rsp}]
     lidt    [rip + {long_idt_pointer}]
     popfq
