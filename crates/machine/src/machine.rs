@@ -100,7 +100,7 @@ impl Machine {
             ram: &ram,
             tsc,
             clock: &clock,
-            wall: &wall,
+            wall,
             timers: &timers,
             fabric: &fabric,
             console,

@@ -44,7 +44,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) ram: &'a Arc<GuestRam>,
     pub(crate) tsc: TscScale,
     pub(crate) clock: &'a Arc<VmClock>,
-    pub(crate) wall: &'a Arc<dyn WallClock>,
+    pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) timers: &'a dyn Timers,
     pub(crate) fabric: &'a Arc<Fabric>,
     pub(crate) console: Arc<dyn ConsoleOutput>,
@@ -72,7 +72,7 @@ impl Pc {
         let isa = |irq| Arc::new(IsaLine::new(&pic, &io_apic, irq)) as Arc<dyn InterruptLine>;
         let pit = Arc::new(Pit::new(guest_clock(), timers, isa(0)));
         let size = MemorySize { below_4g: map.low_end(), above_4g: map.size() - map.low_end() };
-        let rtc = Arc::new(Rtc::new(guest_clock(), Arc::clone(wall), timers, isa(Rtc::IRQ), size));
+        let rtc = Arc::new(Rtc::new(guest_clock(), Arc::clone(&wall), timers, isa(Rtc::IRQ), size));
         let uart = Arc::new(Uart::new(Uart::COM1, isa(Uart::COM1_IRQ), console));
         let i8042 = Arc::new(I8042::new(isa(I8042::IRQS.0), isa(I8042::IRQS.1)));
         let acpi = Arc::new(AcpiPm::new(guest_clock(), timers, isa(AcpiPm::SCI_IRQ)));
@@ -80,7 +80,7 @@ impl Pc {
             spec.cpus as usize,
             Arc::new(Memory(Arc::clone(ram))),
             guest_clock(),
-            Arc::clone(wall),
+            wall,
             Arc::new(Tsc(tsc)),
         ));
 
