@@ -122,6 +122,73 @@ const NOTHING: Saved = Saved {
 /// EFLAGS.VM.
 const VM: u32 = 1 << 17;
 
+/// A 32-bit task state segment with an I/O permission bitmap for the first
+/// 1024 ports (SDM vol. 3A 8.2.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)] // The names are the architecture's.
+pub struct Task {
+    pub link: u32,
+    /// ESP and SS for entry to privilege levels 0 to 2.
+    pub stacks: [[u32; 2]; 3],
+    pub cr3: u32,
+    pub eip: u32,
+    pub eflags: u32,
+    /// EAX, ECX, EDX, EBX, ESP, EBP, ESI, EDI.
+    pub regs: [u32; 8],
+    /// ES, CS, SS, DS, FS, GS.
+    pub segments: [u32; 6],
+    pub ldt: u32,
+    /// Bit 0: trap on a switch to the task.
+    pub trap: u16,
+    pub io_map: u16,
+    pub bitmap: [u8; 132],
+}
+
+impl Task {
+    /// A task with a stack for ring 0 and all ports open to it.
+    pub fn new() -> Self {
+        Self {
+            link: 0,
+            stacks: [[tables::rsp0_top() as u32, tables::KERNEL_DATA as u32], [0; 2], [0; 2]],
+            cr3: 0,
+            eip: 0,
+            eflags: 2,
+            regs: [0; 8],
+            segments: [0; 6],
+            ldt: 0,
+            trap: 0,
+            io_map: 104,
+            bitmap: [0; 132],
+        }
+    }
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Limit of a [`Task`] with its bitmap.
+pub const TASK_LIMIT: u32 = size_of::<Task>() as u32 - 1;
+/// Selector of [`TASK`] while a run with [`Legacy::with_task`] lasts.
+pub const TASK_SELECTOR: u16 = 0x1e0;
+/// The task of such a run; it may be changed before the run.
+pub static TASK: Global<Task> = Global::new(Task {
+    link: 0,
+    stacks: [[0; 2]; 3],
+    cr3: 0,
+    eip: 0,
+    eflags: 0,
+    regs: [0; 8],
+    segments: [0; 6],
+    ldt: 0,
+    trap: 0,
+    io_map: 0,
+    bitmap: [0; 132],
+});
+
 static SAVED: Global<Saved> = Global::new(NOTHING);
 static IDT: Global<[[u32; 2]; 256]> = Global::new([[0; 2]; 256]);
 pub(crate) static RSP: Global<u64> = Global::new(0);
@@ -162,6 +229,7 @@ pub fn set_raw_gate(vector: u8, value: u64) {
 
 /// Fills the 32-bit IDT. Call it before the first run.
 pub fn init() {
+    TASK.set(Task::new());
     for vector in 0..=255 {
         restore_gate(vector);
     }
@@ -203,6 +271,12 @@ impl Legacy {
         self
     }
 
+    /// Lets the run use [`TASK`].
+    pub fn with_task(mut self) -> Self {
+        self.tr = TASK_SELECTOR.into();
+        self
+    }
+
     /// Sets EAX.
     pub fn eax(mut self, value: u32) -> Self {
         self.regs[0] = value;
@@ -225,9 +299,16 @@ impl Legacy {
     /// are those before the event; `stack` is where the frame ended.
     pub fn run(self) -> Trap {
         SAVED.set(NOTHING);
+        if self.tr == TASK_SELECTOR.into() {
+            let descriptor = tables::system_descriptor(TASK.addr(), TASK_LIMIT, 9);
+            tables::set_descriptor(TASK_SELECTOR, descriptor);
+        }
         // SAFETY: long mode, the tables and the stack are as before when it
         // returns, and nothing of Rust runs in between.
         unsafe { legacy_enter(&self) };
+        if self.tr != 0 {
+            tables::load_tr(tables::TSS_LIMIT);
+        }
         let s = SAVED.get();
         let from_8086 = s.eflags & VM != 0;
         let outer = from_8086 || s.cs & 3 != 0;
