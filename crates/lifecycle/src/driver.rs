@@ -129,6 +129,7 @@ impl Driver {
             }
         };
         self.halt();
+        self.machine.flush_disks();
         let stats = self.stats().unwrap_or_default();
         if let Some(waiter) = self.budget.take() {
             let _ = waiter.send(Ok(Progress::Ended(outcome.clone())));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use device::WallClock;
 use engine::{CpuBus, CpuProfile, Engine, Kick, RunState, StopReason, Vcpu, VcpuExit, VcpuState};
-use machine::{Machine, MachineSpec, host};
+use machine::{HostSide, Machine, MachineSpec, host};
 use memory::{Gpa, GuestRam};
 use state::Archive;
 use x86::cpuid::feature;
@@ -67,14 +67,12 @@ impl Side {
     ) -> Self {
         let console = Arc::new(Transcript::default());
         let wall = Arc::new(Wall::default());
-        let mut machine = Machine::with_wall_clock(
-            spec.clone(),
-            profile(),
-            Some(boot()),
-            Arc::clone(&console) as _,
-            Arc::clone(&wall) as _,
-        )
-        .expect("a machine");
+        let host = HostSide {
+            boot: Some(boot()),
+            wall: Arc::clone(&wall) as _,
+            ..HostSide::new(Arc::clone(&console) as _)
+        };
+        let mut machine = Machine::new(spec.clone(), profile(), host).expect("a machine");
         let mut vcpu = machine.create_vcpus(engine).expect("a vCPU").remove(0);
         let bus = machine.bus();
         let entry = machine.boot().expect("the kernel fits").remove(0);
