@@ -180,13 +180,26 @@ impl Guest {
         engine: Arc<dyn Engine>,
         console: Arc<Transcript>,
     ) -> Result<Self, VmError> {
+        Self::restore_with_disks(dir, engine, console, Vec::new())
+    }
+
+    /// The same for a VM that had disks.
+    ///
+    /// # Errors
+    /// As [`Vm::restore`].
+    pub fn restore_with_disks(
+        dir: &SnapshotDir,
+        engine: Arc<dyn Engine>,
+        console: Arc<Transcript>,
+        disks: Vec<Arc<dyn Disk>>,
+    ) -> Result<Self, VmError> {
         let config = VmConfig {
             // That of the snapshot is taken.
             spec: MachineSpec::new(0),
             engine,
             boot: None,
             console: Arc::clone(&console) as _,
-            disks: Vec::new(),
+            disks,
             policy: Policy::default(),
         };
         Ok(Self { vm: Vm::restore(dir, config)?, console })

@@ -356,6 +356,8 @@ impl Driver {
             archive.push(vcpu.save()?.to_section(index)?)?;
         }
         self.machine.save(&mut archive)?;
+        // A snapshot that survives a failure of the host is of no use with disks that do not.
+        self.machine.flush_disks();
         let machine = &self.machine;
         let manifest =
             Manifest::new(self.engine, machine.spec(), machine.profile(), machine.guest_time());
