@@ -306,9 +306,7 @@ impl Legacy {
         // SAFETY: long mode, the tables and the stack are as before when it
         // returns, and nothing of Rust runs in between.
         unsafe { legacy_enter(&self) };
-        if self.tr != 0 {
-            tables::load_tr(tables::TSS_LIMIT);
-        }
+        tables::load_tr(tables::TSS_LIMIT);
         let s = SAVED.get();
         let from_8086 = s.eflags & VM != 0;
         let outer = from_8086 || s.cs & 3 != 0;
@@ -456,7 +454,7 @@ legacy_common:
     mov     eax, {data}
     mov     ds, eax
     mov     es, eax
-    mov     ss, eax
+    // The stack may have a base: it is read through SS.
     mov     esi, esp
     mov     word ptr [{saved} + 100], bx
     mov     word ptr [{saved} + 102], dx
@@ -464,7 +462,7 @@ legacy_common:
     mov     word ptr [{saved} + 106], cx
     mov     edi, offset {saved}
     mov     ecx, 19
-    rep movsd
+    .byte   0xf3, 0x36, 0xa5
     mov     eax, cr2
     mov     [{saved} + 76], eax
     mov     eax, cr0
@@ -488,10 +486,20 @@ legacy_common:
     jbe     7f
 8:  add     edx, 4
 7:  mov     [{saved} + 80], edx
+    mov     eax, {data}
+    mov     ss, eax
 
     .globl legacy_return
 legacy_return:
     mov     esp, [{esp}]
+    // Long mode cannot be entered with a 16-bit TSS in the task register.
+    sub     esp, 8
+    sgdt    [esp]
+    mov     eax, [esp + 2]
+    and     byte ptr [eax + {tss} + 5], 0xfd
+    mov     eax, {tss}
+    ltr     ax
+    add     esp, 8
     mov     eax, cr0
     btr     eax, 31
     mov     cr0, eax
@@ -539,6 +547,7 @@ legacy_back:
     code32 = const tables::KERNEL_CODE32,
     code64 = const tables::KERNEL_CODE,
     data = const tables::KERNEL_DATA,
+    tss = const tables::TSS_SELECTOR,
     cr0 = const boot::CR0,
     cr4 = const boot::CR4,
 );
