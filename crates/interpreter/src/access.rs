@@ -398,7 +398,24 @@ impl Cpu {
     /// Linear address of `size` bytes at `offset` of segment register `index`, checked as SDM
     /// vol. 3A 5.3 (limit), 5.5 (type) say; in 64-bit code only FS and GS have a base, and nothing
     /// has a limit.
+    #[inline(always)]
     pub(crate) fn segmented(
+        &mut self,
+        index: usize,
+        offset: u64,
+        size: u64,
+        write: bool,
+    ) -> Result<Linear, Raised> {
+        let segment = &self.segment[index];
+        if segment.spans_all() && offset <= 0x1_0000_0000 - size && !self.is_64bit() {
+            let address = segment.base.wrapping_add(offset) & 0xffff_ffff;
+            return Ok(Linear { address, stack: index == seg::SS });
+        }
+        self.segmented_slow(index, offset, size, write)
+    }
+
+    /// The same where the segment is not just 4 GiB of writable data.
+    fn segmented_slow(
         &mut self,
         index: usize,
         offset: u64,

@@ -91,7 +91,16 @@ impl Segment {
         self.is_code_or_data() && self.attributes & 0xc == 4
     }
 
+    /// Present writable data that grows upwards and has all 4 GiB: the common case, in which
+    /// neither type nor limit forbids anything.
+    #[inline]
+    pub const fn spans_all(&self) -> bool {
+        // P and S set; code and expand-down clear; writable set.
+        self.attributes & 0x9e == 0x92 && self.limit == 0xffff_ffff
+    }
+
     /// Whether `size` bytes at `offset` lie inside the segment (SDM vol. 3A 5.3). `size` is not 0.
+    #[inline]
     pub const fn contains(&self, offset: u64, size: u64) -> bool {
         let Some(last) = offset.checked_add(size - 1) else { return false };
         if !self.is_expand_down() {
