@@ -11,6 +11,8 @@
 //!   exception into a value.
 //! * [`snippet`]: short assembly sequences that run at any privilege level
 //!   and in compatibility mode, with all registers given and taken.
+//! * [`legacy`]: the same outside long mode: 16- and 32-bit protected mode,
+//!   virtual-8086 mode; [`real`]: in real mode.
 //! * [`page`]: the page-table editor and the test window.
 //! * [`apic`], [`ioapic`], [`pic`], [`pit`]: the interrupt hardware.
 //! * [`cpu`]: control registers, MSRs, CPUID, time-stamp counter.
@@ -29,11 +31,13 @@ pub mod apic;
 pub mod boot;
 pub mod cpu;
 pub mod ioapic;
+pub mod legacy;
 mod memory;
 pub mod page;
 pub mod pic;
 pub mod pit;
 pub mod port;
+pub mod real;
 pub mod report;
 pub mod serial;
 pub mod snippet;

@@ -1,5 +1,6 @@
 //! Guests of some bytes: 32-bit code behind the PVH entry of an ELF file, in flat protected mode,
-//! without an interrupt table and with interrupts off.
+//! without an interrupt table and with interrupts off; or 64-bit code ([`guest64`]), which is entered
+//! by such code.
 
 use lifecycle::BootFiles;
 
@@ -12,6 +13,57 @@ pub const ENTRY: u32 = 0x10_0000;
 /// Never: the file is what the loader expects.
 pub fn guest(code: &[u8]) -> BootFiles {
     BootFiles::from_bytes(elf(code), None).expect("an ELF file with a PVH note")
+}
+
+/// Where the code of [`guest64`] is loaded and entered.
+pub const ENTRY64: u64 = 0x10_2000;
+
+/// A guest that executes `code` in ring 0 of 64-bit mode. The low gigabyte is mapped to itself by
+/// pages of 2 MiB, all of it writable, RSP is at [`ENTRY64`].
+///
+/// # Panics
+/// Never: the file is what the loader expects.
+pub fn guest64(code: &[u8]) -> BootFiles {
+    /// Behind the code of the entry: GDT and its pointer.
+    const GDT: usize = 0x80;
+    const POINTER: usize = 0xa0;
+    let address = |offset: usize| ENTRY + offset as u32;
+    let mut image = vec![0; (ENTRY64 - u64::from(ENTRY)) as usize];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(GDT + 8, &0x00af_9b00_0000_ffff_u64.to_le_bytes());
+    put(GDT + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
+    put(POINTER, &23_u16.to_le_bytes());
+    put(POINTER + 2, &address(GDT).to_le_bytes());
+    // The root, the table below it and the page directory, in pages that are RAM but not loaded.
+    let [root, middle, directory] = [0x1000_u32, 0x2000, 0x3000];
+    let mut entry = Vec::new();
+    for (table, target) in [(root, middle | 3), (middle, directory | 3)] {
+        // mov dword [table], target
+        entry.extend([&[0xc7, 0x05][..], &table.to_le_bytes(), &target.to_le_bytes()].concat());
+    }
+    // xor ecx, ecx; mov eax, 0x83; next: mov [directory + ecx * 8], eax; add eax, 2 MiB; inc ecx;
+    // cmp ecx, 512; jne next
+    entry.extend([0x31, 0xc9, 0xb8, 0x83, 0, 0, 0, 0x89, 0x04, 0xcd]);
+    entry.extend(directory.to_le_bytes());
+    entry.extend([5, 0, 0, 0x20, 0, 0x41, 0x81, 0xf9, 0, 2, 0, 0, 0x75, 0xeb]);
+    // mov eax, cr4; or eax, PAE | OSFXSR; mov cr4, eax; mov eax, root; mov cr3, eax
+    entry.extend([0x0f, 0x20, 0xe0, 0x0d, 0x20, 2, 0, 0, 0x0f, 0x22, 0xe0, 0xb8]);
+    entry.extend(root.to_le_bytes());
+    entry.extend([0x0f, 0x22, 0xd8]);
+    // mov ecx, EFER; rdmsr; or eax, LME; wrmsr
+    entry.extend([0xb9, 0x80, 0, 0, 0xc0, 0x0f, 0x32, 0x0d, 0, 1, 0, 0, 0x0f, 0x30]);
+    // mov eax, cr0; or eax, PG; mov cr0, eax; lgdt [pointer]; mov esp, ENTRY64; jmp 8:ENTRY64
+    entry.extend([0x0f, 0x20, 0xc0, 0x0d, 0, 0, 0, 0x80, 0x0f, 0x22, 0xc0, 0x0f, 0x01, 0x15]);
+    entry.extend(address(POINTER).to_le_bytes());
+    entry.push(0xbc);
+    entry.extend((ENTRY64 as u32).to_le_bytes());
+    entry.push(0xea);
+    entry.extend((ENTRY64 as u32).to_le_bytes());
+    entry.extend([8, 0]);
+    assert!(entry.len() <= GDT, "the entry code ends before the tables");
+    image[..entry.len()].copy_from_slice(&entry);
+    image.extend(code);
+    guest(&image)
 }
 
 /// Code that writes `value` to debug-exit and halts.

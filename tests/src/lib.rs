@@ -1,14 +1,17 @@
 //! What the tests of the whole share: the bare-machine test programs ([`guests`]), guests of some
-//! bytes ([`bare`]), stock kernels and initramfs ([`stock`]), and a VM with its console under a test's control ([`vm`]).
+//! bytes ([`bare`]), stock kernels and initramfs ([`stock`]), a VM with its console under a test's
+//! control ([`vm`]), and two machines that must do the same ([`lockstep`]).
 //!
 //! The tests themselves are in `tests/`: `system_corpus` runs every program of `guests/` on every
 //! engine, `stock_kernels` boots stock kernels, `hostile_guests` runs guests that misbehave, `time`
 //! looks at clocks and idling, `save_points` saves and restores in the middle of a boot,
-//! `native_oracle` compares the interpreter with the host CPU.
+//! `native_oracle` compares the engines with the host CPU, `lockstep` the translator with the
+//! interpreter.
 
 #![forbid(unsafe_code)]
 
 pub mod bare;
 pub mod guests;
+pub mod lockstep;
 pub mod stock;
 pub mod vm;

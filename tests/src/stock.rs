@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use images::initramfs::{Builder, Compression};
 use images::kernels::{self, Flavour};
-use images::{Silent, Store};
+use images::{Recipe, Silent, Store};
 use lifecycle::BootFiles;
 
 /// One download at a time: the tests of a process wait for each other instead of for the lock.
@@ -45,6 +45,22 @@ pub fn boot_files(flavour: Flavour, form: Form, script: &str) -> Option<BootFile
     Some(BootFiles::from_bytes(kernel, Some(initrd)).expect("a stock kernel is one"))
 }
 
+/// The kernel and the drivers of the image `tiny`, with an `/init` that loads the modules `modules`
+/// and runs the shell commands `script` after printing `GUEST-UP`; then it powers off. `None` where
+/// the image is not to be had, after saying so.
+pub fn tiny_boot_files(modules: &[&str], script: &str) -> Option<BootFiles> {
+    let image = obtained("image tiny", |store| store.find_or_build(Recipe::Tiny, &Silent))?;
+    let kernel = boot::vmlinux::extract(read(image.kernel()), "tiny").expect("a bzImage");
+    let load: String = modules.iter().map(|module| format!("modprobe {module}\n")).collect();
+    let init = format!("{PROLOGUE}{load}{script}\necho GUEST-DOWN\npoweroff -f\nsleep 10\n");
+    let archive = Builder::new().file("/init", 0o755, init).finish(Compression::None);
+    // The kernel unpacks one archive after the other; the last file of a name stays.
+    let mut initrd = read(image.initrd());
+    initrd.resize(initrd.len().next_multiple_of(4), 0);
+    initrd.extend(archive.expect("fixed paths"));
+    Some(BootFiles::from_bytes(kernel, Some(initrd)).expect("a stock kernel is one"))
+}
+
 fn kernel(flavour: Flavour, form: Form) -> Option<Vec<u8>> {
     let packed = fetched(flavour.package(), |store| kernels::fetch(flavour, store, &Silent))?;
     Some(match form {
@@ -66,9 +82,14 @@ fn fetched(
     what: &str,
     fetch: impl FnOnce(&Store) -> images::Result<std::path::PathBuf>,
 ) -> Option<Vec<u8>> {
+    obtained(what, fetch).map(|path| read(&path))
+}
+
+/// Something out of the store, which is fetched or built when it is missing.
+fn obtained<T>(what: &str, obtain: impl FnOnce(&Store) -> images::Result<T>) -> Option<T> {
     let _one = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
-    match Store::open_default().and_then(|store| fetch(&store)) {
-        Ok(path) => Some(read(&path)),
+    match Store::open_default().and_then(|store| obtain(&store)) {
+        Ok(obtained) => Some(obtained),
         Err(error) => {
             skipped(&format!("{what} is not to be had: {error}"));
             None

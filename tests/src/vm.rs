@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use engine::Engine;
 use lifecycle::{
-    BootFiles, ConsoleOutput, EngineChoice, MachineSpec, Outcome, Policy, SnapshotDir, Vm,
+    BootFiles, ConsoleOutput, Disk, EngineChoice, MachineSpec, Outcome, Policy, SnapshotDir, Vm,
     VmConfig, VmError,
 };
 
@@ -100,12 +100,15 @@ pub struct Setup {
     pub boot: BootFiles,
     /// How resets and triple faults are answered.
     pub policy: Policy,
+    /// Its disks.
+    pub disks: Vec<Arc<dyn Disk>>,
 }
 
 impl Setup {
     /// A machine with `memory` MiB that boots `boot`.
     pub fn new(engine: Arc<dyn Engine>, memory: u64, boot: BootFiles) -> Self {
-        Self { spec: MachineSpec::new(memory << 20), engine, boot, policy: Policy::default() }
+        let (spec, policy) = (MachineSpec::new(memory << 20), Policy::default());
+        Self { spec, engine, boot, policy, disks: Vec::new() }
     }
 
     /// With this command line.
@@ -129,6 +132,13 @@ impl Setup {
         self
     }
 
+    /// With one disk more.
+    #[must_use]
+    pub fn disk(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
     /// The VM, before its first instruction.
     pub fn create(self) -> Guest {
         let console = Arc::new(Transcript::default());
@@ -137,6 +147,7 @@ impl Setup {
             engine: self.engine,
             boot: Some(self.boot),
             console: Arc::clone(&console) as _,
+            disks: self.disks,
             policy: self.policy,
         };
         let vm = Vm::create(config).unwrap_or_else(|error| panic!("no VM: {error}"));
@@ -169,12 +180,26 @@ impl Guest {
         engine: Arc<dyn Engine>,
         console: Arc<Transcript>,
     ) -> Result<Self, VmError> {
+        Self::restore_with_disks(dir, engine, console, Vec::new())
+    }
+
+    /// The same for a VM that had disks.
+    ///
+    /// # Errors
+    /// As [`Vm::restore`].
+    pub fn restore_with_disks(
+        dir: &SnapshotDir,
+        engine: Arc<dyn Engine>,
+        console: Arc<Transcript>,
+        disks: Vec<Arc<dyn Disk>>,
+    ) -> Result<Self, VmError> {
         let config = VmConfig {
             // That of the snapshot is taken.
             spec: MachineSpec::new(0),
             engine,
             boot: None,
             console: Arc::clone(&console) as _,
+            disks,
             policy: Policy::default(),
         };
         Ok(Self { vm: Vm::restore(dir, config)?, console })

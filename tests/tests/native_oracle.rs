@@ -1,12 +1,16 @@
-//! The interpreter against the host CPU: generated instruction sequences run natively in a sealed
-//! process and on the interpreter, and everything must be equal (see the crate `oracle`).
+//! The software engines against the host CPU: generated instruction sequences run natively in a
+//! sealed process and on an engine, and everything must be equal (see the crate `oracle`). The
+//! translator also runs each case several times in the same vCPU, so that its inlined TLB hits.
 //!
 //! `ORACLE_CASES` (default 100,000) and `ORACLE_SEED` choose the cases; `ORACLE_CASE` runs a
 //! single one by its number. For millions of cases:
 //! `cargo run -p oracle --release --example hunt -- --cases 10000000 --seed N`.
 
 use interpreter::Interpreter;
-use oracle::{Case, Plan, Subject, SubjectError, SubjectOutcome, Summary, VcpuSubject, check};
+use oracle::{
+    Case, Plan, Subject, SubjectError, SubjectOutcome, Summary, VcpuSubject, WarmSubject, check,
+};
+use translator::Translator;
 
 const SEED: u64 = 0x5269_6e67;
 const CASES: u64 = 100_000;
@@ -39,11 +43,11 @@ fn assert_is_broad(summary: &Summary, cases: u64) {
     }
 }
 
-#[test]
-fn the_interpreter_agrees_with_the_host() {
-    let engine = Interpreter::new();
+/// Compares what `make` makes with the host.
+#[track_caller]
+fn agrees<S: Subject>(make: impl Fn() -> Result<S, SubjectError> + Sync) {
     let plan = plan(number("ORACLE_CASES").unwrap_or(CASES));
-    let (summary, findings) = check(&plan, || VcpuSubject::new(&engine)).unwrap();
+    let (summary, findings) = check(&plan, make).unwrap();
     eprintln!("{summary}");
     for finding in &findings {
         eprintln!("{finding}");
@@ -52,6 +56,28 @@ fn the_interpreter_agrees_with_the_host() {
     if plan.cases >= CASES {
         assert_is_broad(&summary, plan.cases);
     }
+}
+
+fn translator() -> Translator {
+    Translator::new().expect("a host with BMI2, AVX2 and FSGSBASE")
+}
+
+#[test]
+fn the_interpreter_agrees_with_the_host() {
+    let engine = Interpreter::new();
+    agrees(|| VcpuSubject::new(&engine));
+}
+
+#[test]
+fn the_translator_agrees_with_the_host() {
+    let engine = translator();
+    agrees(|| VcpuSubject::new(&engine));
+}
+
+#[test]
+fn the_translator_agrees_with_the_host_on_what_it_has_seen_before() {
+    let engine = translator();
+    agrees(|| WarmSubject::new(&engine));
 }
 
 /// An interpreter that is wrong in one place.

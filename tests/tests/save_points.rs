@@ -4,20 +4,27 @@
 //! One chain of machines boots to the end, with [`POINTS`] handovers at random instruction counts.
 //! At each, what is saved is restored and saved again: equal byte for byte. Some snapshots are also
 //! run to the end on their own. `SAVE_POINTS` says how many of those (4), `SAVE_SEED` which points.
+//!
+//! A second chain, of [`CROSSINGS`] handovers, goes from the interpreter to the translator and back.
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use engine::Engine;
 use images::kernels::Flavour;
+use interpreter::Interpreter;
 use lifecycle::{Outcome, Progress, SnapshotDir};
 use ringfence_tests::stock::{Form, boot_files};
 use ringfence_tests::vm::{Guest, Setup, Transcript, engine};
 use tempfile::TempDir;
+use translator::Translator;
 
 /// Handovers of the chain.
 const POINTS: usize = 100;
+/// Handovers of the chain that changes engines.
+const CROSSINGS: usize = 24;
 /// Snapshots that are also run to the end alone.
 const ALONE: usize = 4;
 /// MiB of RAM.
@@ -57,9 +64,9 @@ impl Random {
     }
 }
 
-fn new_guest() -> Option<Guest> {
+fn new_guest(engine: Arc<dyn Engine>) -> Option<Guest> {
     let files = boot_files(Flavour::Cloud, Form::Pvh, SCRIPT)?;
-    Some(Setup::new(engine(), MEMORY, files).cmdline("console=ttyS0").create())
+    Some(Setup::new(engine, MEMORY, files).cmdline("console=ttyS0").create())
 }
 
 /// A folder for snapshots, in memory where there is such a file system.
@@ -76,14 +83,14 @@ fn save(guest: &Guest, folder: &Path) -> SnapshotDir {
     SnapshotDir::open(folder).expect("it was made")
 }
 
-/// Hands the guest over to a fresh machine, which is saved again to compare.
-fn hand_over(guest: Guest) -> (Guest, TempDir) {
+/// Hands the guest over to a fresh machine on `engine`, which is saved again to compare.
+fn hand_over(guest: Guest, engine: Arc<dyn Engine>) -> (Guest, TempDir) {
     let folder = folder();
     let (first, second) = (folder.path().join("first"), folder.path().join("second"));
     let snapshot = save(&guest, &first);
     let console = Arc::clone(&guest.console);
     drop(guest);
-    let restored = Guest::restore(&snapshot, engine(), console).expect("it was just saved");
+    let restored = Guest::restore(&snapshot, engine, console).expect("it was just saved");
     save(&restored, &second);
     let state = |at: &Path| fs::read(at.join("state")).expect("a snapshot has a state");
     assert!(state(&first) == state(&second), "saved, restored and saved again: {}", {
@@ -131,35 +138,40 @@ fn console_with(text: &str) -> Arc<Transcript> {
     console
 }
 
-/// Instructions of a whole life of the guest.
-fn instructions(guest: &Guest) -> u64 {
-    let stats = guest.vm.stats().expect("a VM has statistics");
-    stats.vcpus[0].instructions.expect("a software engine counts")
+/// Instructions of a whole life of the guest, which is checked on the way; `None` where there is no
+/// kernel. The interpreter counts them.
+fn life() -> Option<u64> {
+    static LIFE: OnceLock<Option<u64>> = OnceLock::new();
+    *LIFE.get_or_init(|| {
+        let guest = new_guest(Arc::new(Interpreter::new()))?;
+        finish(&guest);
+        let stats = guest.vm.stats().expect("a VM has statistics");
+        stats.vcpus[0].instructions
+    })
+}
+
+/// The random points of a chain of `count` handovers, ascending.
+fn points(count: usize, life: u64) -> Vec<u64> {
+    let seed = number("SAVE_SEED").unwrap_or(0x5361_7665);
+    let mut random = Random(seed);
+    // Lives differ a little in length: the last part is left alone.
+    let mut points: Vec<u64> = (0..count).map(|_| random.below(life / 20 * 19)).collect();
+    points.sort_unstable();
+    eprintln!("seed {seed}, {life} instructions");
+    points
 }
 
 #[test]
 fn a_boot_survives_handovers_at_random_points() {
-    let Some(whole) = new_guest() else { return };
-    finish(&whole);
-    let life = instructions(&whole);
-    drop(whole);
-
-    let seed = number("SAVE_SEED").unwrap_or(0x5361_7665);
-    let mut random = Random(seed);
-    // Lives differ a little in length: the last part is left alone.
-    let mut points: Vec<u64> = (0..POINTS).map(|_| random.below(life / 20 * 19)).collect();
-    points.sort_unstable();
+    let Some(life) = life() else { return };
     let alone = number("SAVE_POINTS").map_or(ALONE, |n| n as usize);
     let every = POINTS.div_ceil(alone.max(1));
-    eprintln!("seed {seed}, {life} instructions");
-
-    let mut guest = new_guest().expect("it was there before");
+    let mut guest = new_guest(engine()).expect("it was there before");
     let mut at = 0;
-    for (number, point) in points.into_iter().enumerate() {
-        let progress = guest.vm.run_for(point - at).expect("it is paused");
-        assert_eq!(progress, Progress::Paused, "point {number}: {}", guest.last_lines());
+    for (number, point) in points(POINTS, life).into_iter().enumerate() {
+        run_for(&guest, point - at);
         at = point;
-        let (restored, folder) = hand_over(guest);
+        let (restored, folder) = hand_over(guest, engine());
         guest = restored;
         if alone > 0 && number % every == every / 2 {
             let snapshot = SnapshotDir::open(&folder.path().join("first")).expect("a snapshot");
@@ -169,4 +181,27 @@ fn a_boot_survives_handovers_at_random_points() {
         }
     }
     finish(&guest);
+}
+
+/// What one engine saves, the other restores, and saves as it was.
+#[test]
+fn a_boot_survives_changes_of_the_engine() {
+    let Some(life) = life() else { return };
+    let translator = Translator::new().expect("a host with BMI2, AVX2 and FSGSBASE");
+    let engines: [Arc<dyn Engine>; 2] = [Arc::new(translator), Arc::new(Interpreter::new())];
+    let mut guest = new_guest(Arc::clone(&engines[1])).expect("it was there before");
+    let mut at = 0;
+    for (number, point) in points(CROSSINGS, life).into_iter().enumerate() {
+        run_for(&guest, point - at);
+        at = point;
+        (guest, _) = hand_over(guest, Arc::clone(&engines[number % 2]));
+    }
+    finish(&guest);
+}
+
+/// Lets the paused guest execute some instructions, through which it lives.
+#[track_caller]
+fn run_for(guest: &Guest, instructions: u64) {
+    let progress = guest.vm.run_for(instructions).expect("it is paused");
+    assert_eq!(progress, Progress::Paused, "{}", guest.last_lines());
 }

@@ -4,12 +4,19 @@
 //! what the host offers: a terminal, a file, a network. Front ends depend on these traits, never
 //! on files or sockets.
 //!
-//! Key types: [`ConsoleOutput`], [`ConsoleInput`]. Block and network traits join them with the
-//! first devices that use them.
+//! Key types: [`ConsoleOutput`], [`ConsoleInput`], [`Disk`], [`Entropy`]. Network traits join them
+//! with the first device that uses them.
 //!
-//! Neighbours: `chipset` (UART) is a front end; `cli` and `lifecycle` provide the terminal.
+//! Neighbours: `chipset` (UART) and `virtio` are front ends; `cli` and `lifecycle` provide the
+//! terminal, `storage` disks.
 
 #![forbid(unsafe_code)]
+
+mod disk;
+mod entropy;
+
+pub use disk::{Disk, MemoryDisk, SECTOR};
+pub use entropy::{Entropy, HostEntropy};
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

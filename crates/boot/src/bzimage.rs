@@ -1,4 +1,5 @@
-//! Linux bzImage, entered by the 64-bit boot protocol (Linux `Documentation/arch/x86/boot.rst`).
+//! Linux bzImage, entered by the 64-bit boot protocol, or by the 32-bit one when the kernel is a
+//! 32-bit one (Linux `Documentation/arch/x86/boot.rst`).
 
 use linux_loader::loader::bootparam::{
     E820_MAX_ENTRIES_ZEROPAGE, LOADED_HIGH, XLF_KERNEL_64, boot_e820_entry, boot_params,
@@ -24,7 +25,7 @@ const HEADER_END_2_12: usize = 0x268;
 const HEADER_END_MAX: usize = 0x290;
 /// Bytes of a sector of the setup code.
 const SECTOR: u64 = 512;
-/// First protocol with a 64-bit entry point (Linux 3.8, 2013).
+/// First protocol with a 64-bit entry point (Linux 3.8, 2013); 32-bit kernels could be older.
 const OLDEST_VERSION: u16 = 0x020c;
 /// The 64-bit entry point lies here in the protected-mode part.
 const ENTRY_64: u64 = 0x200;
@@ -46,6 +47,8 @@ pub(crate) struct BzImage {
     pub(crate) kernel_offset: u64,
     /// Bytes of it.
     kernel_len: u64,
+    /// Whether it has a 64-bit entry point.
+    is_64bit: bool,
     /// Where it is loaded.
     address: u64,
     /// End of the memory that it needs until it has a memory map of its own.
@@ -72,9 +75,10 @@ impl BzImage {
             let cause = format!("has boot protocol {major}.{minor:02}, older than 2.12");
             return Err(bad_kernel(name, cause, "use linux 3.8 or newer"));
         }
-        if { setup.xloadflags } & XLF_KERNEL_64 == 0 || setup.loadflags & LOADED_HIGH == 0 {
-            return Err(bad_kernel(name, "is a 32-bit kernel", "use a kernel for x86-64"));
+        if setup.loadflags & LOADED_HIGH == 0 {
+            return Err(bad_kernel(name, "is a zImage, for low memory", "use a bzImage"));
         }
+        let is_64bit = { setup.xloadflags } & XLF_KERNEL_64 != 0;
         // Documented: 0 means 4.
         let setup_sectors = if setup.setup_sects == 0 { 4 } else { u64::from(setup.setup_sects) };
         let kernel_offset = (setup_sectors + 1) * SECTOR;
@@ -94,6 +98,7 @@ impl BzImage {
             header,
             kernel_offset,
             kernel_len,
+            is_64bit,
             address,
             end,
             cmdline_limit: match setup.cmdline_size {
@@ -156,9 +161,13 @@ pub(crate) fn load(image: &BzImage, request: &Request<'_>) -> Result<EntryState,
         }
     };
     ram.write(Gpa(low::ZERO_PAGE), boot_parameters(image, request, initrd).as_slice())?;
-    write_page_tables(ram)?;
-    let state =
-        EntryState::Linux64 { entry: image.address + ENTRY_64, boot_params: low::ZERO_PAGE };
+    let boot_params = low::ZERO_PAGE;
+    let state = if image.is_64bit {
+        write_page_tables(ram)?;
+        EntryState::Linux64 { entry: image.address + ENTRY_64, boot_params }
+    } else {
+        EntryState::Linux32 { entry: image.address as u32, boot_params: boot_params as u32 }
+    };
     entry::write_descriptors(&state, ram)?;
     Ok(state)
 }

@@ -41,6 +41,13 @@ pub enum EntryState {
         /// Guest-physical address of the boot parameters, in RSI.
         boot_params: u64,
     },
+    /// Linux 32-bit boot protocol: protected mode with flat segments, no paging.
+    Linux32 {
+        /// EIP.
+        entry: u32,
+        /// Guest-physical address of the boot parameters, in ESI.
+        boot_params: u32,
+    },
     /// PVH: 32-bit protected mode with flat segments, no paging.
     Pvh {
         /// EIP.
@@ -55,7 +62,7 @@ impl EntryState {
     pub fn rip(&self) -> u64 {
         match *self {
             Self::Linux64 { entry, .. } => entry,
-            Self::Pvh { entry, .. } => u64::from(entry),
+            Self::Linux32 { entry, .. } | Self::Pvh { entry, .. } => u64::from(entry),
         }
     }
 
@@ -80,16 +87,25 @@ impl EntryState {
                 state.control.efer = efer::LME | efer::LMA;
                 set_segments(state, LONG);
             }
+            Self::Linux32 { boot_params, .. } => {
+                // EBX, EDI and EBP must be zero, which they are after a reset.
+                state.general.gpr[RSI] = u64::from(boot_params);
+                state.general.gpr[RSP] = low::STACK_TOP;
+                enter_flat(state);
+            }
             Self::Pvh { start_info, .. } => {
                 state.general.gpr[RBX] = u64::from(start_info);
-                state.control.cr0 = cr0::PE | cr0::ET;
-                state.control.cr3 = 0;
-                state.control.cr4 = 0;
-                state.control.efer = 0;
-                set_segments(state, BIG);
+                enter_flat(state);
             }
         }
     }
+}
+
+/// 32-bit protected mode without paging.
+fn enter_flat(state: &mut VcpuState) {
+    state.control.cr0 = cr0::PE | cr0::ET;
+    (state.control.cr3, state.control.cr4, state.control.efer) = (0, 0, 0);
+    set_segments(state, BIG);
 }
 
 /// The global descriptor table that the segments of an entry state come from. `code_size` is
@@ -108,7 +124,7 @@ fn descriptors(code_size: u16) -> [u64; 5] {
 pub(crate) fn write_descriptors(entry: &EntryState, ram: &GuestRam) -> Result<(), BootError> {
     let code_size = match entry {
         EntryState::Linux64 { .. } => LONG,
-        EntryState::Pvh { .. } => BIG,
+        EntryState::Linux32 { .. } | EntryState::Pvh { .. } => BIG,
     };
     let table: Vec<u8> = descriptors(code_size).iter().flat_map(|d| d.to_le_bytes()).collect();
     ram.write(Gpa(low::GDT), &table)?;

@@ -12,7 +12,7 @@ use crate::{BootError, vmlinux};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelKind {
-    /// A Linux bzImage, entered in long mode.
+    /// A Linux bzImage, entered in long mode, or in 32-bit protected mode if it is a 32-bit kernel.
     BzImage,
     /// An ELF with a PVH entry point, entered in 32-bit protected mode.
     Pvh,

@@ -58,8 +58,14 @@ impl MemoryMap {
     pub const ECAM: u64 = 0xb000_0000;
     /// Bytes of the ECAM window: 256 buses.
     pub const ECAM_LEN: u64 = 0x1000_0000;
+    /// First address of the memory below 4 GiB that PCI functions may have.
+    pub const PCI_MEMORY: u64 = Self::ECAM + Self::ECAM_LEN;
+    /// Its bytes: it ends where the I/O APIC is.
+    pub const PCI_MEMORY_LEN: u64 = 0xfec0_0000 - Self::PCI_MEMORY;
     /// Where RAM that does not fit below 4 GiB goes on.
     pub const ABOVE_4G: u64 = 4 * GIB;
+    /// Bytes of the memory above RAM that PCI functions may have.
+    pub const PCI_HIGH_MEMORY_LEN: u64 = 32 * GIB;
 
     /// The map of a guest with `size` bytes of RAM.
     ///
@@ -89,6 +95,17 @@ impl MemoryMap {
     /// End of the RAM below 4 GiB.
     pub fn low_end(&self) -> u64 {
         self.low
+    }
+
+    /// End of RAM above 4 GiB, or 4 GiB without any.
+    pub fn high_end(&self) -> u64 {
+        Self::ABOVE_4G + self.high
+    }
+
+    /// First address of the memory above RAM that PCI functions may have, a multiple of
+    /// [`Self::PCI_HIGH_MEMORY_LEN`].
+    pub fn pci_high_memory(&self) -> u64 {
+        self.high_end().next_multiple_of(Self::PCI_HIGH_MEMORY_LEN)
     }
 
     /// RAM regions as `(first address, bytes)`, for [`memory::GuestRam::new`]. The first one

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::disks::DiskArg;
 use crate::size;
 
 const LONG_ABOUT: &str = "\
@@ -110,9 +111,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "S", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
-    /// Disk (not supported yet)
-    #[arg(long = "disk", value_name = "F[,readonly][,overlay][,format=raw|qcow2]")]
-    pub disks: Vec<String>,
+    /// Disk: a raw image or block device; `overlay` and `qcow2` are not supported yet
+    #[arg(
+        long = "disk",
+        value_name = "F[,readonly][,overlay][,format=raw|qcow2]",
+        value_parser = DiskArg::parse
+    )]
+    pub disks: Vec<DiskArg>,
 
     /// Network; only `none` is supported yet
     #[arg(
@@ -246,7 +251,7 @@ impl RunArgs {
     pub fn check_supported(&self) -> anyhow::Result<()> {
         let net = self.nets.iter().find(|net| *net != "none");
         let unsupported = [
-            self.disks.first().map(|_| "--disk".to_owned()),
+            self.disks.iter().find_map(DiskArg::unsupported),
             net.map(|net| format!("--net {net}")),
             self.modules.first().map(|_| "--module".to_owned()),
             self.gdb.as_ref().map(|_| "--gdb".to_owned()),
@@ -350,7 +355,8 @@ mod tests {
     #[test]
     fn what_is_to_come_is_refused_by_name() {
         for (args, named) in [
-            (&["--disk", "d"][..], "--disk"),
+            (&["--disk", "d,overlay"][..], "--disk d,overlay"),
+            (&["--disk", "d", "--disk", "e,format=qcow2"], "--disk e,format=qcow2"),
             (&["--net", "none", "--net", "tap"], "--net tap"),
             (&["--module", "m"], "--module"),
             (&["--gdb", ":1"], "--gdb"),
@@ -360,6 +366,7 @@ mod tests {
             assert!(error.starts_with(named), "{error}");
         }
         assert!(run_args(&["--net", "none"]).check_supported().is_ok());
+        assert!(run_args(&["--disk", "d,readonly,format=raw"]).check_supported().is_ok());
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod args;
 mod boot_files;
 mod console;
+mod disks;
 mod doctor;
 mod image;
 mod progress;

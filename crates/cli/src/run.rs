@@ -21,7 +21,7 @@ use crate::args::{EngineArg, RunArgs, TripleFaultArg};
 use crate::console::escape::Key;
 use crate::console::{Output, input, terminal};
 use crate::stats::Stats;
-use crate::{boot_files, report, signals, status};
+use crate::{boot_files, disks, report, signals, status};
 
 /// How long a guest has after the power button.
 const GRACE: Duration = Duration::from_secs(10);
@@ -75,6 +75,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     // Before files are opened or images built: this needs nothing.
     spec.check()?;
     let engine = engine_of(args.engine).select()?.engine;
+    let disks = disks::open(&args.disks)?;
     let boot = boot_files::open(args)?;
     let (events, queue) = channel();
     let output = start_output(&events)?;
@@ -83,6 +84,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
         engine,
         boot: Some(boot.files),
         console: Arc::clone(&output) as _,
+        disks,
         policy: policy_of(args),
     };
     let vm = Arc::new(Vm::create(config)?);

@@ -18,6 +18,7 @@
 mod bus;
 mod contract;
 mod profile;
+mod speculation;
 mod state;
 mod tsc;
 

@@ -5,7 +5,8 @@
 //! engine provides; `portable` is the highest of them that the host offers; `host` adds what else
 //! the host has and an engine can carry. RTM, CET, UINTR, AMX and APX are always hidden.
 //!
-//! The answers are tables. The engine adds what changes at run time: the APIC id, OSXSAVE, and
+//! The answers are tables. What the CPU says of speculative execution, its model number among it,
+//! is in `speculation.rs`. The engine adds what changes at run time: the APIC id, OSXSAVE, and
 //! the size of the XSAVE area for the present XCR0.
 
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use x86::cpuid::{Answer, Feature, feature as f};
+
+use crate::speculation;
 
 /// Why a profile cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -117,7 +120,6 @@ const BASE: &[Feature] = &[
     f::CLWB,
     f::RDRAND,
     f::RDSEED,
-    f::ARCH_CAPABILITIES,
 ];
 
 /// What level v3 adds.
@@ -157,6 +159,9 @@ pub struct CpuProfile {
     vendor: Vendor,
     tsc_khz: u32,
     leaves: BTreeMap<(u32, u32), Answer>,
+    /// Profiles that were saved without it claim nothing.
+    #[serde(default)]
+    arch_capabilities: u64,
 }
 
 /// Highest physical address bit count that guests see.
@@ -186,8 +191,14 @@ impl CpuProfile {
             });
         }
         features.extend(OPTIONAL.iter().filter(|f| host(**f)));
-        let mut profile =
-            Self { name: level.to_string(), vendor, tsc_khz, leaves: BTreeMap::new() };
+        features.extend(speculation::features(vendor));
+        let mut profile = Self {
+            name: level.to_string(),
+            vendor,
+            tsc_khz,
+            leaves: BTreeMap::new(),
+            arch_capabilities: speculation::arch_capabilities(vendor),
+        };
         profile.fill_identity();
         for feature in features {
             let answer = profile.leaves.entry((feature.leaf, feature.subleaf)).or_default();
@@ -237,6 +248,12 @@ impl CpuProfile {
             .is_some_and(|a| a.register(feature.register) >> feature.bit & 1 != 0)
     }
 
+    /// The value of IA32_ARCH_CAPABILITIES (SDM vol. 4 table 2-2), where the profile has the
+    /// feature of that name.
+    pub fn arch_capabilities(&self) -> u64 {
+        self.arch_capabilities
+    }
+
     /// Adds or replaces a leaf: the paravirtual leaves of the platform.
     pub fn set_leaf(&mut self, leaf: u32, subleaf: u32, answer: Answer) {
         self.leaves.insert((leaf, subleaf), answer);
@@ -271,18 +288,19 @@ impl CpuProfile {
     }
 
     fn fill_identity(&mut self) {
-        let (name, signature) = match self.vendor {
-            // Family 6 model 94 stepping 3; family 23 model 49 stepping 0.
-            Vendor::Intel => (b"GenuineIntel", 0x0005_06e3),
-            Vendor::Amd => (b"AuthenticAMD", 0x0083_0f10),
+        // The highest extended leaf holds AMD's last feature bits.
+        let (name, highest_extended) = match self.vendor {
+            Vendor::Intel => (b"GenuineIntel", 0x8000_0008),
+            Vendor::Amd => (b"AuthenticAMD", 0x8000_0021),
         };
+        let signature = speculation::signature(self.vendor);
         let word =
             |at: usize| u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]]);
         let (ebx, edx, ecx) = (word(0), word(4), word(8));
         self.set_leaf(0, 0, Answer { eax: 0xd, ebx, ecx, edx });
         // EBX: CLFLUSH line of 64 bytes, one logical processor; the engine adds the APIC id.
         self.set_leaf(1, 0, Answer { eax: signature, ebx: 8 << 8 | 1 << 16, ..Answer::default() });
-        self.set_leaf(0x8000_0000, 0, Answer { eax: 0x8000_0008, ebx, ecx, edx });
+        self.set_leaf(0x8000_0000, 0, Answer { eax: highest_extended, ebx, ecx, edx });
         self.set_leaf(0x8000_0001, 0, Answer { eax: signature, ..Answer::default() });
         let mut brand = [0_u8; 48];
         let text = format!("Ringfence x86-64-{} virtual CPU", self.name);

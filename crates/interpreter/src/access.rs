@@ -10,7 +10,7 @@ use paging::Kind;
 use x86::cr::{cr0, rflags};
 use x86::exception::{Exception, vector};
 use x86::is_canonical;
-use x86::segment::seg;
+use x86::segment::{Segment, seg};
 
 use crate::cpu::{Bus, Cpu, Raised, Step};
 use crate::tlb::{Mode, Use};
@@ -140,14 +140,27 @@ impl Cpu {
         Ok(old)
     }
 
-    /// Reads an integer of `T`'s width with supervisor rights: descriptor tables, TSS.
+    /// Reads an integer of `size` bytes with supervisor rights: descriptor tables, TSS.
     pub(crate) fn read_system(&mut self, bus: Bus<'_>, at: u64, size: u64) -> Result<u64, Raised> {
-        self.read_slow(bus, Linear::system(at), size, Mode::Supervisor)
+        let at = self.system_linear(at);
+        self.read_slow(bus, at, size, Mode::Supervisor)
     }
 
-    /// Writes with supervisor rights: busy and accessed bits of descriptors.
+    /// Writes with supervisor rights: busy and accessed bits of descriptors, TSS.
     pub(crate) fn write_system(&mut self, bus: Bus<'_>, at: u64, size: u64, value: u64) -> Step {
-        self.write_slow(bus, Linear::system(at), size, value, Mode::Supervisor)
+        let at = self.system_linear(at);
+        self.write_slow(bus, at, size, value, Mode::Supervisor)
+    }
+
+    /// Checks that `len` bytes (at most a page) of a system structure could be written.
+    pub(crate) fn check_system_write(&mut self, at: u64, len: u64) -> Step {
+        let at = self.system_linear(at);
+        self.locate(at, len, Use::Write, Mode::Supervisor).map(|_| ())
+    }
+
+    /// Outside long mode linear addresses have 32 bits.
+    fn system_linear(&self, at: u64) -> Linear {
+        Linear::system(if self.long_mode() { at } else { at & 0xffff_ffff })
     }
 
     /// Reads `to.len()` bytes (at most a page).
@@ -246,7 +259,8 @@ impl Cpu {
             return Ok((first, None));
         }
         let mut next = Linear { address: (at.address | (PAGE - 1)).wrapping_add(1), ..at };
-        if !self.is_64bit() {
+        // Offsets of 32-bit code wrap around; tables and stacks of long mode lie anywhere.
+        if !self.is_64bit() && at.address <= 0xffff_ffff {
             next.address &= 0xffff_ffff;
         }
         let second = self.translate(next, usage, mode)?;
@@ -384,7 +398,24 @@ impl Cpu {
     /// Linear address of `size` bytes at `offset` of segment register `index`, checked as SDM
     /// vol. 3A 5.3 (limit), 5.5 (type) say; in 64-bit code only FS and GS have a base, and nothing
     /// has a limit.
+    #[inline(always)]
     pub(crate) fn segmented(
+        &mut self,
+        index: usize,
+        offset: u64,
+        size: u64,
+        write: bool,
+    ) -> Result<Linear, Raised> {
+        let segment = &self.segment[index];
+        if segment.spans_all() && offset <= 0x1_0000_0000 - size && !self.is_64bit() {
+            let address = segment.base.wrapping_add(offset) & 0xffff_ffff;
+            return Ok(Linear { address, stack: index == seg::SS });
+        }
+        self.segmented_slow(index, offset, size, write)
+    }
+
+    /// The same where the segment is not just 4 GiB of writable data.
+    fn segmented_slow(
         &mut self,
         index: usize,
         offset: u64,
@@ -404,19 +435,23 @@ impl Cpu {
         } else {
             segment.present() && segment.is_readable()
         };
-        let last = offset.wrapping_add(size - 1);
-        let in_limit = if self.protected_mode() && segment.is_expand_down() {
-            let upper = if segment.big() { 0xffff_ffff } else { 0xffff };
-            offset > u64::from(segment.limit) && last <= upper
-        } else {
-            last <= u64::from(segment.limit)
-        };
-        if !usable || !in_limit || last < offset {
+        if !usable || !self.in_limit(&segment, offset, size) {
             let null = !segment.present() && self.protected_mode();
             let vector = if stack && !null { vector::SS } else { vector::GP };
             return self.fault(Exception::with_code(vector, 0));
         }
         Ok(Linear { address: segment.base.wrapping_add(offset) & 0xffff_ffff, stack })
+    }
+
+    /// Whether `size` bytes at `offset` lie inside `segment`. Outside protected mode the direction
+    /// of growth does not count.
+    #[inline(always)]
+    pub(crate) fn in_limit(&self, segment: &Segment, offset: u64, size: u64) -> bool {
+        if self.protected_mode() {
+            segment.contains(offset, size)
+        } else {
+            offset.saturating_add(size - 1) <= u64::from(segment.limit)
+        }
     }
 }
 

@@ -159,7 +159,7 @@ impl Cpu {
             dr6: dr::DR6_FIXED,
             dr7: dr::DR7_FIXED,
             fpu: FpuState::new(),
-            msrs: Msrs::new(config.index),
+            msrs: Msrs::new(&config.profile),
             apic,
             cpl: 0,
             code_size: CodeSize::Bits16,
@@ -305,6 +305,12 @@ impl Cpu {
     #[inline]
     pub(crate) fn protected_mode(&self) -> bool {
         self.cr0 & cr0::PE != 0 && self.system_flags & rflags::VM == 0
+    }
+
+    /// Virtual-8086 mode: CR0.PE and RFLAGS.VM are set.
+    #[inline]
+    pub(crate) fn virtual_8086(&self) -> bool {
+        self.cr0 & cr0::PE != 0 && self.system_flags & rflags::VM != 0
     }
 
     /// The register `index`: 0 to 15 as encoded, [`ZERO`] or [`RIP`].

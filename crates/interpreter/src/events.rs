@@ -1,5 +1,5 @@
 //! Delivery of exceptions and interrupts through the IDT (SDM vol. 3A chapter 6; 6.14 for
-//! 64-bit mode).
+//! 64-bit mode, vol. 3B 21.1.4 for real mode, 21.3 for virtual-8086 mode).
 //!
 //! A delivery that faults becomes another exception: the rules of table 6-5 decide whether it
 //! replaces the first, becomes a double fault, or shuts the CPU down (triple fault). Registers
@@ -13,6 +13,7 @@ use x86::segment::{Segment, seg, system};
 use crate::access::Linear;
 use crate::cpu::{Bus, Cpu, Raised, Step};
 use crate::ops::segment::{error_of, is_null, null_stack};
+use crate::task::Switch;
 use crate::tlb::Mode;
 
 /// Where an event comes from.
@@ -26,6 +27,8 @@ pub(crate) enum Source {
     Trap,
     /// INT n, INT3, INTO: the gate's DPL is checked.
     Software,
+    /// INT1: a trap by an instruction, without a check of the gate's DPL.
+    Int1,
 }
 
 /// An event to deliver. RIP is what is to be pushed.
@@ -46,14 +49,27 @@ struct Gate {
     clears_if: bool,
 }
 
+/// What an entry of the IDT leads to.
+enum Entry {
+    /// A handler in the present task.
+    Handler(Gate),
+    /// A task of its own; the selector of its TSS.
+    Task(u16),
+}
+
 /// A stack being written by a delivery or a far call, before RSP and SS are committed.
 pub(crate) struct NewStack {
     pub(crate) segment: Segment,
     pub(crate) pointer: u64,
     pub(crate) mode: Mode,
     /// Mask of the stack pointer.
-    mask: u64,
-    slot: u64,
+    pub(crate) mask: u64,
+    /// Bytes of each push.
+    pub(crate) slot: u64,
+    /// Addressed as in 64-bit code: without base and limit.
+    pub(crate) flat: bool,
+    /// Error code of the #SS when the stack overflows.
+    pub(crate) overflow: u32,
 }
 
 impl Cpu {
@@ -110,29 +126,41 @@ impl Cpu {
     /// One attempt to deliver `event`.
     pub(crate) fn deliver(&mut self, bus: Bus<'_>, event: Event) -> Step {
         self.leave_block = true;
-        if !self.protected_mode() && self.cr0 & x86::cr::cr0::PE == 0 {
-            return self.deliver_real(bus, event);
+        if self.cr0 & x86::cr::cr0::PE == 0 {
+            self.deliver_real(bus, event)?;
+        } else {
+            let external = u32::from(event.source != Source::Software);
+            match self.gate(bus, event, external)? {
+                Entry::Handler(gate) => self.enter_handler(bus, event, &gate, external)?,
+                Entry::Task(selector) => self.enter_task(bus, event, selector, external)?,
+            }
         }
-        let external = u32::from(event.source != Source::Software);
-        let gate = self.gate(bus, event, external)?;
-        let target = self.handler_segment(bus, &gate, external)?;
+        if event.vector == vector::DB {
+            self.dr7 &= !dr::DR7_GD;
+            self.msrs.debug_exception();
+        }
+        self.shadow = engine::Shadow::None;
+        self.refresh_level();
+        Ok(())
+    }
+
+    /// Continues at the handler of an interrupt or trap gate.
+    fn enter_handler(&mut self, bus: Bus<'_>, event: Event, gate: &Gate, external: u32) -> Step {
+        let target = self.handler_segment(bus, gate, external)?;
         let new_cpl = if target.is_conforming() { self.cpl } else { target.dpl() };
-        let mut stack = self.event_stack(bus, &gate, new_cpl, external)?;
-        let flags = self.pushed_flags(event);
-        if self.long_mode() || new_cpl != self.cpl {
-            let selector = self.segment[seg::SS].selector;
-            self.push_new(bus, &mut stack, u64::from(selector))?;
-            let rsp = self.reg(x86::gpr::RSP as u8);
-            self.push_new(bus, &mut stack, rsp)?;
+        let leaves_8086 = self.virtual_8086();
+        if leaves_8086 && new_cpl != 0 {
+            return self.fault(Exception::gp(error_of(gate.selector) | external));
         }
-        self.push_new(bus, &mut stack, flags)?;
-        self.push_new(bus, &mut stack, u64::from(self.segment[seg::CS].selector))?;
-        self.push_new(bus, &mut stack, self.rip())?;
-        if let Some(code) = event.error_code {
-            self.push_new(bus, &mut stack, u64::from(code))?;
-        }
+        let mut stack = self.event_stack(bus, gate, new_cpl, external)?;
+        self.push_frame(bus, &mut stack, event, new_cpl)?;
         self.check_entry(&target, gate.offset)?;
         self.commit_stack(&stack);
+        if leaves_8086 {
+            for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
+                self.segment[index] = Segment::default();
+            }
+        }
         self.segment[seg::CS] =
             Segment { selector: gate.selector & !3 | u16::from(new_cpl), ..target };
         self.set_rip(gate.offset);
@@ -141,13 +169,50 @@ impl Cpu {
             cleared |= rflags::IF;
         }
         self.system_flags &= !cleared;
-        if event.vector == vector::DB {
-            self.dr7 &= !dr::DR7_GD;
-            self.msrs.debug_exception();
-        }
-        self.shadow = engine::Shadow::None;
-        self.refresh_level();
         Ok(())
+    }
+
+    /// Pushes what the handler returns to. Out of virtual-8086 mode the data segments go first: the
+    /// handler gets null selectors, IRET brings them back (SDM vol. 3B 21.3.1.1).
+    fn push_frame(
+        &mut self,
+        bus: Bus<'_>,
+        stack: &mut NewStack,
+        event: Event,
+        new_cpl: u8,
+    ) -> Step {
+        if self.virtual_8086() {
+            for index in [seg::GS, seg::FS, seg::DS, seg::ES] {
+                self.push_new(bus, stack, u64::from(self.segment[index].selector))?;
+            }
+        }
+        if self.long_mode() || new_cpl != self.cpl {
+            self.push_new(bus, stack, u64::from(self.segment[seg::SS].selector))?;
+            self.push_new(bus, stack, self.reg(x86::gpr::RSP as u8))?;
+        }
+        self.push_new(bus, stack, self.pushed_flags(event))?;
+        self.push_new(bus, stack, u64::from(self.segment[seg::CS].selector))?;
+        self.push_new(bus, stack, self.rip())?;
+        match event.error_code {
+            Some(code) => self.push_new(bus, stack, u64::from(code)),
+            None => Ok(()),
+        }
+    }
+
+    /// Switches to the task that a task gate names (SDM vol. 3A 6.12.2).
+    fn enter_task(&mut self, bus: Bus<'_>, event: Event, selector: u16, external: u32) -> Step {
+        let found = self.available_task(bus, selector, external)?;
+        let how = Switch::Interrupt { external, error_code: event.error_code };
+        let flags = self.pushed_flags(event);
+        match self.switch_task(bus, &found, how, flags)? {
+            None => Ok(()),
+            // An instruction is complete once the switch is: the fault belongs to the new task.
+            Some(_) if matches!(event.source, Source::Software | Source::Int1) => {
+                self.deliver_raised(bus);
+                Ok(())
+            }
+            Some(raised) => Err(raised),
+        }
     }
 
     /// Real mode: a table of far pointers, 16-bit pushes, no error codes (SDM vol. 3B 21.1.4).
@@ -158,6 +223,8 @@ impl Cpu {
         }
         let pointer = self.read_system(bus, self.idtr.base.wrapping_add(entry), 4)?;
         let before = self.reg(x86::gpr::RSP as u8);
+        let offset = pointer & 0xffff;
+        self.require(offset <= u64::from(self.segment[seg::CS].limit))?;
         let frame = [self.rflags(), u64::from(self.segment[seg::CS].selector), self.rip()];
         for value in frame {
             if let Err(raised) = self.push::<u16>(bus, value) {
@@ -165,16 +232,14 @@ impl Cpu {
                 return Err(raised);
             }
         }
-        self.segment[seg::CS].selector = (pointer >> 16) as u16;
-        self.segment[seg::CS].base = pointer >> 16 << 4;
-        self.set_rip(pointer & 0xffff);
+        self.load_real_segment(seg::CS, (pointer >> 16) as u16);
+        self.set_rip(offset);
         self.system_flags &= !(rflags::IF | rflags::TF | rflags::RF | rflags::AC);
-        self.refresh_level();
         Ok(())
     }
 
     /// Reads and checks the gate.
-    fn gate(&mut self, bus: Bus<'_>, event: Event, external: u32) -> Result<Gate, Raised> {
+    fn gate(&mut self, bus: Bus<'_>, event: Event, external: u32) -> Result<Entry, Raised> {
         let size = if self.long_mode() { 16 } else { 8 };
         let entry = u64::from(event.vector) * size;
         let code = (u32::from(event.vector) << 3) | selector_error::IDT | external;
@@ -190,7 +255,7 @@ impl Cpu {
             system::INTERRUPT_GATE | system::TRAP_GATE if long => 8,
             system::INTERRUPT_GATE | system::TRAP_GATE => 4,
             system::INTERRUPT_GATE16 | system::TRAP_GATE16 if !long => 2,
-            // Task gates switch tasks only outside long mode, which this engine does not do yet.
+            system::TASK_GATE if !long => 0,
             _ => return self.fault(Exception::gp(code)),
         };
         let dpl = (low >> 45 & 3) as u8;
@@ -200,17 +265,20 @@ impl Cpu {
         if low & 1 << 47 == 0 {
             return self.fault(Exception::with_code(vector::NP, code));
         }
+        if kind == system::TASK_GATE {
+            return Ok(Entry::Task((low >> 16) as u16));
+        }
         let mut offset = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
         if slot == 2 {
             offset &= 0xffff;
         }
-        Ok(Gate {
+        Ok(Entry::Handler(Gate {
             selector: (low >> 16) as u16,
             offset,
             ist: if long { (low >> 32 & 7) as u8 } else { 0 },
             slot,
             clears_if: kind & 1 == 0,
-        })
+        }))
     }
 
     /// The code segment of a handler.
@@ -248,7 +316,7 @@ impl Cpu {
         let mut stack = if gate.ist != 0 || new_cpl != self.cpl {
             self.inner_stack(bus, gate.ist, new_cpl, gate.slot, external)?
         } else {
-            self.present_stack(gate.slot)
+            NewStack { overflow: external, ..self.present_stack(gate.slot, self.long_mode()) }
         };
         if self.long_mode() {
             if !is_canonical(stack.pointer) {
@@ -259,15 +327,17 @@ impl Cpu {
         Ok(stack)
     }
 
-    /// The present stack, for pushes of `slot` bytes.
-    pub(crate) fn present_stack(&self, slot: u64) -> NewStack {
-        let mask = if self.long_mode() { u64::MAX } else { self.stack_mask() };
+    /// The present stack, for pushes of `slot` bytes, addressed as by 64-bit code when `flat`.
+    pub(crate) fn present_stack(&self, slot: u64, flat: bool) -> NewStack {
+        let mask = if flat { u64::MAX } else { self.stack_mask() };
         NewStack {
             segment: self.segment[seg::SS],
             pointer: self.reg(x86::gpr::RSP as u8) & mask,
             mode: self.mode,
             mask,
             slot,
+            flat,
+            overflow: 0,
         }
     }
 
@@ -289,7 +359,16 @@ impl Cpu {
             } else {
                 null_stack(u16::from(cpl), cpl)
             };
-            return Ok(NewStack { segment, pointer, mode, mask: u64::MAX, slot });
+            let mask = u64::MAX;
+            return Ok(NewStack {
+                segment,
+                pointer,
+                mode,
+                mask,
+                slot,
+                flat: true,
+                overflow: external,
+            });
         }
         let wide = self.tr.kind() & 8 != 0;
         let (pointer, selector) = if wide {
@@ -299,12 +378,13 @@ impl Cpu {
             let at = 2 + u64::from(cpl) * 4;
             (self.read_tss(bus, at, 2, external)?, self.read_tss(bus, at + 2, 2, external)?)
         };
-        let segment = self.stack_segment(bus, selector as u16, cpl, vector::TS)?;
+        let segment = self.stack_segment(bus, selector as u16, cpl, vector::TS, external)?;
         let mask = if segment.big() { 0xffff_ffff } else { 0xffff };
-        Ok(NewStack { segment, pointer, mode, mask, slot })
+        let overflow = error_of(selector as u16) | external;
+        Ok(NewStack { segment, pointer: pointer & mask, mode, mask, slot, flat: false, overflow })
     }
 
-    fn read_tss(
+    pub(crate) fn read_tss(
         &mut self,
         bus: Bus<'_>,
         offset: u64,
@@ -321,16 +401,12 @@ impl Cpu {
     /// Pushes onto a stack that is not committed yet.
     pub(crate) fn push_new(&mut self, bus: Bus<'_>, stack: &mut NewStack, value: u64) -> Step {
         let pointer = stack.pointer.wrapping_sub(stack.slot) & stack.mask;
-        let base = if self.long_mode() { 0 } else { stack.segment.base };
-        if !self.long_mode()
-            && pointer.wrapping_add(stack.slot - 1) > u64::from(stack.segment.limit)
-            && !stack.segment.is_expand_down()
-        {
-            return self.fault(Exception::SS0);
-        }
-        let mut address = base.wrapping_add(pointer);
-        if !self.long_mode() {
-            address &= 0xffff_ffff;
+        let mut address = pointer;
+        if !stack.flat {
+            if !self.in_limit(&stack.segment, pointer, stack.slot) {
+                return self.fault(Exception::with_code(vector::SS, stack.overflow));
+            }
+            address = stack.segment.base.wrapping_add(pointer) & 0xffff_ffff;
         }
         self.write_slow(bus, Linear { address, stack: true }, stack.slot, value, stack.mode)?;
         stack.pointer = pointer;

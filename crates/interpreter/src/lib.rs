@@ -7,7 +7,8 @@
 //! copied in (crate `hostexec`).
 //!
 //! - [`cpu`]: registers and the primitives of every instruction;
-//! - [`events`], [`interrupts`], [`debug`]: what happens between instructions;
+//! - [`events`], [`interrupts`], [`debug`]: what happens between instructions; [`task`]: hardware
+//!   task switches;
 //! - [`ops`]: the instructions by family; [`fpu`]: vectors and x87;
 //! - [`decode`], [`features`], [`op`]: from bytes to ops;
 //! - [`saved`]: to and from `engine::VcpuState`.
@@ -36,6 +37,7 @@ mod msrs;
 mod op;
 mod ops;
 mod saved;
+mod task;
 mod tlb;
 mod vcpu;
 

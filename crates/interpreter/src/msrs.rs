@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use engine::CpuProfile;
 use x86::is_canonical;
-use x86::msr;
+use x86::msr::{self, spec_ctrl};
 use x86::segment::seg;
 
 use crate::cpu::{Bus, Cpu, Raised, Step};
@@ -22,10 +23,9 @@ const DEBUGCTL_BTF: u64 = 1 << 1;
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// IA32_MTRR_DEF_TYPE after a firmware: enabled, write-back.
 const MTRR_DEF_TYPE_RESET: u64 = 1 << 11 | 6;
-/// IA32_ARCH_CAPABILITIES: not affected by Meltdown, enhanced IBRS not needed, no L1TF, SSB, MDS,
-/// TSX, page-size, stale-data or post-barrier problems: bits 0, 3, 4, 5, 6, 8, 13 to 15, 17 and 24.
-const ARCH_CAPABILITIES: u64 =
-    1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 17 | 1 << 24;
+/// Bits of IA32_SPEC_CTRL, which are kept and change nothing: they steer predictors of the CPU
+/// that runs the guest's branches itself.
+const SPEC_CTRL: u64 = spec_ctrl::IBRS | spec_ctrl::STIBP | spec_ctrl::SSBD;
 
 /// The MSRs that have no better place.
 pub(crate) struct Msrs {
@@ -44,7 +44,12 @@ pub(crate) struct Msrs {
 }
 
 impl Msrs {
-    pub(crate) fn new(_index: u32) -> Self {
+    /// The values after reset, of the registers that `profile` has.
+    pub(crate) fn new(profile: &CpuProfile) -> Self {
+        Self::reset(profile.has(feature::AMD_IBRS))
+    }
+
+    fn reset(spec_ctrl: bool) -> Self {
         let mut plain = BTreeMap::from([
             (msr::PAT, PAT_RESET),
             (msr::MISC_ENABLE, MISC_ENABLE_RESET),
@@ -53,6 +58,7 @@ impl Msrs {
             (msr::DEBUGCTL, 0),
             (msr::XSS, 0),
         ]);
+        plain.extend(spec_ctrl.then_some((msr::SPEC_CTRL, 0)));
         plain.extend((msr::MTRR_PHYSBASE0..msr::MTRR_PHYSBASE0 + 16).map(|number| (number, 0)));
         let fixed = [0, 8, 9].into_iter().chain(0x18..0x20);
         plain.extend(fixed.map(|offset| (msr::MTRR_FIX64K + offset, 0x0606_0606_0606_0606)));
@@ -115,7 +121,7 @@ impl Msrs {
 
     /// Replaces all values; an unknown or impossible one is named in the error.
     pub(crate) fn restore(&mut self, values: &[(u32, u64)]) -> Result<(), String> {
-        let mut fresh = Self::new(0);
+        let mut fresh = Self::reset(self.plain.contains_key(&msr::SPEC_CTRL));
         for &(number, value) in values {
             let bad = || Err(format!("MSR {number:#x} cannot hold {value:#x}"));
             match number {
@@ -143,6 +149,7 @@ fn plain_is_valid(number: u32, value: u64) -> bool {
         // Memory types 0, 1, 4 to 7 in each byte.
         msr::PAT => value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7)),
         msr::XSS => value == 0,
+        msr::SPEC_CTRL => value & !SPEC_CTRL == 0,
         msr::DEBUGCTL => value & !(DEBUGCTL_LBR | DEBUGCTL_BTF) == 0,
         msr::MTRR_DEF_TYPE => value & !0xcff == 0 && is_range_type(value as u8),
         // Base and mask of the variable ranges alternate; physical addresses have at most 52 bits.
@@ -185,7 +192,7 @@ impl Cpu {
             msr::FEATURE_CONTROL => 1,
             msr::PLATFORM_INFO => 0,
             msr::ARCH_CAPABILITIES if self.profile.has(feature::ARCH_CAPABILITIES) => {
-                ARCH_CAPABILITIES
+                self.profile.arch_capabilities()
             }
             msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
                 let now = self.tsc(bus);
@@ -259,5 +266,40 @@ impl Cpu {
         self.tsc_offset = self.tsc_offset.wrapping_add(delta);
         self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(delta);
         self.apic.tsc_changed(old, new);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{Level, Vendor};
+
+    use super::*;
+
+    fn msrs(vendor: Vendor) -> Msrs {
+        Msrs::new(&CpuProfile::new(Level::V2, vendor, 1_000_000, &|_| true).unwrap())
+    }
+
+    #[test]
+    fn spec_ctrl_is_saved_where_the_profile_has_it() {
+        let mut amd = msrs(Vendor::Amd);
+        for value in 0..=SPEC_CTRL {
+            amd.restore(&[(msr::SPEC_CTRL, value)]).unwrap();
+            assert!(amd.save().contains(&(msr::SPEC_CTRL, value)));
+        }
+        let error = amd.restore(&[(msr::SPEC_CTRL, 1 << 3)]).unwrap_err();
+        assert!(error.contains("0x48"), "{error}");
+        let mut intel = msrs(Vendor::Intel);
+        assert!(intel.save().iter().all(|(number, _)| *number != msr::SPEC_CTRL));
+        assert!(intel.restore(&[(msr::SPEC_CTRL, 0)]).is_err());
+    }
+
+    #[test]
+    fn what_is_saved_can_be_restored() {
+        for vendor in [Vendor::Intel, Vendor::Amd] {
+            let saved = msrs(vendor).save();
+            let mut restored = msrs(vendor);
+            restored.restore(&saved).unwrap();
+            assert_eq!(restored.save(), saved);
+        }
     }
 }

@@ -248,14 +248,18 @@ impl InterpreterVcpu {
         self.count(executed);
     }
 
-    /// Linear address of the next instruction, and whether code there meets no limit.
+    /// Linear address of the next instruction, and whether code there meets no limit: a block ends
+    /// with its page.
     #[inline(always)]
     fn code_address(&self) -> (u64, bool) {
         let cs = &self.cpu.segment[seg::CS];
         let rip = self.cpu.rip();
         match self.cpu.code_size {
             CodeSize::Bits64 => (rip, true),
-            _ => (cs.base.wrapping_add(rip) & 0xffff_ffff, cs.limit == 0xffff_ffff),
+            _ => {
+                let linear = cs.base.wrapping_add(rip) & 0xffff_ffff;
+                (linear, rip + (4095 - linear % 4096) <= u64::from(cs.limit))
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backend::ConsoleOutput;
+use backend::{ConsoleOutput, Disk};
 use engine::Engine;
 use machine::{BootFiles, MachineSpec};
 
@@ -35,6 +35,9 @@ pub struct VmConfig {
     pub boot: Option<BootFiles>,
     /// Where the guest's console goes.
     pub console: Arc<dyn ConsoleOutput>,
+    /// Disks, in the order in which the guest finds them. What the specification says of them is
+    /// made from these; those of a restored VM must be like the ones that it had.
+    pub disks: Vec<Arc<dyn Disk>>,
     /// How the VM answers to what the guest does.
     pub policy: Policy,
 }

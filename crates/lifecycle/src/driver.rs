@@ -129,6 +129,7 @@ impl Driver {
             }
         };
         self.halt();
+        self.machine.flush_disks();
         let stats = self.stats().unwrap_or_default();
         if let Some(waiter) = self.budget.take() {
             let _ = waiter.send(Ok(Progress::Ended(outcome.clone())));
@@ -355,6 +356,8 @@ impl Driver {
             archive.push(vcpu.save()?.to_section(index)?)?;
         }
         self.machine.save(&mut archive)?;
+        // A snapshot that survives a failure of the host is of no use with disks that do not.
+        self.machine.flush_disks();
         let machine = &self.machine;
         let manifest =
             Manifest::new(self.engine, machine.spec(), machine.profile(), machine.guest_time());

@@ -18,7 +18,8 @@
 //! through parked vCPUs and back to where it came from. [`Vm::save`] pauses a running VM for as
 //! long as it takes.
 //!
-//! Order of a pause: vCPUs leave guest code, then timers stop, then the clock. From then on nothing
+//! Order of a pause: vCPUs leave guest code, then devices finish the requests that they execute, then
+//! timers stop, then the clock. From then on nothing
 //! changes the machine, and it can be saved or reset. Going on is the reverse.
 //!
 //! Key types: [`Vm`], [`VmConfig`], [`Policy`], [`Outcome`], [`VmStats`], [`SnapshotDir`].
@@ -28,7 +29,8 @@
 //!
 //! Invariants:
 //! - A vCPU is touched only by its own thread, the machine as a whole only by the driver.
-//! - The driver never waits for anything but its queue and for vCPUs to park.
+//! - The driver never waits for anything but its queue, for vCPUs to park, for requests that devices
+//!   execute, and at the end for disks to be flushed.
 //! - A VM ends once; its outcome never changes.
 
 #![forbid(unsafe_code)]
@@ -46,12 +48,12 @@ mod tests;
 mod vcpu_thread;
 mod vm;
 
-pub use backend::{ConsoleInput, ConsoleOutput};
+pub use backend::{ConsoleInput, ConsoleOutput, Disk};
 pub use config::{Policy, TripleFaultPolicy, VmConfig};
 pub use error::VmError;
 pub use machine::{
     BootFiles, CpuLevel, EngineChoice, MachineError, MachineSpec, MachineStats, NamedFile,
-    Platform, Selected, TimerCount, host,
+    Platform, RawDisk, RequestCount, Selected, StorageError, TimerCount, host,
 };
 pub use outcome::{Outcome, Progress};
 pub use snapshot::{CpuEntry, FileEntry, Manifest, SectionEntry, SnapshotDir, SnapshotError};

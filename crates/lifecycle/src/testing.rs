@@ -247,6 +247,7 @@ pub(crate) fn config(script: &[Step], policy: Policy) -> (VmConfig, Arc<CaptureC
         engine: Arc::new(FakeEngine { script: script.to_vec() }),
         boot: Some(BootFiles::from_bytes(kernel(), None).expect("kernel")),
         console: Arc::clone(&console) as _,
+        disks: Vec::new(),
         policy,
     };
     (config, console)

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use backend::ConsoleInput;
 use engine::CpuProfile;
-use machine::Machine;
+use machine::{DiskSpec, HostSide, Machine};
 
 use crate::driver::{Driver, Ending, Event, Reply, Request};
 use crate::snapshot::{Opened, SnapshotDir};
@@ -37,7 +37,8 @@ impl Vm {
     /// # Errors
     /// [`VmError::Machine`] when the machine cannot be made or its kernel not be loaded,
     /// [`VmError::Host`].
-    pub fn create(config: VmConfig) -> Result<Self, VmError> {
+    pub fn create(mut config: VmConfig) -> Result<Self, VmError> {
+        config.spec.disks = config.disks.iter().map(|disk| DiskSpec::of(&**disk)).collect();
         config.spec.check()?;
         let profile = config.spec.cpu.profile()?;
         let builder = Builder::new(config, profile)?;
@@ -182,8 +183,9 @@ struct Builder {
 
 impl Builder {
     fn new(config: VmConfig, profile: CpuProfile) -> Result<Self, VmError> {
-        let VmConfig { spec, engine, boot, console, policy } = config;
-        let mut machine = Machine::new(spec, profile, boot, console)?;
+        let VmConfig { spec, engine, boot, console, disks, policy } = config;
+        let host = HostSide { boot, disks, ..HostSide::new(console) };
+        let mut machine = Machine::new(spec, profile, host)?;
         let vcpus = machine.create_vcpus(&*engine)?;
         let bus = machine.bus();
         let channel = channel();

@@ -34,6 +34,25 @@ pub enum MachineError {
     /// A number of vCPUs that no machine has.
     #[error("a machine has at least 1 CPU; use --cpus 1 or more")]
     NoCpus,
+    /// More disks than a machine has slots for.
+    #[error("{count} disks are more than a machine has slots for; use --disk at most {most} times")]
+    TooManyDisks {
+        /// Disks asked for.
+        count: usize,
+        /// The most that there can be.
+        most: usize,
+    },
+    /// The disks are not those that the machine was made with.
+    #[error(
+        "the machine has {wanted} and was given {given}; restore it with the disks that it had, in \
+         the same order"
+    )]
+    OtherDisks {
+        /// The disks of the specification.
+        wanted: String,
+        /// The disks that were opened.
+        given: String,
+    },
     /// The guest was restored without its kernel and wants to be reset.
     #[error("the guest cannot be reset: this machine was made without a kernel")]
     NoKernel,

@@ -6,10 +6,10 @@
 //! `lifecycle`, which also decides when time passes and when the machine is reset or saved.
 //!
 //! Parts: [`PortMap`] and [`MmioMap`] route accesses, [`VmClock`] and [`TimerThread`] are time,
-//! `pc` is the wiring, `cpu_bus` what vCPUs see, `save` the machine's own sections, [`host`] what
+//! `pc` and `pci_bus` are the wiring, `cpu_bus` what vCPUs see, `save` the machine's own sections, [`host`] what
 //! the host offers, [`EngineChoice`] which engine executes.
 //!
-//! Neighbours: `chipset` and `boot` are the parts, `interpreter` the engine; `lifecycle` drives.
+//! Neighbours: `chipset`, `pci`, `virtio`, `storage` and `boot` are the parts, `interpreter` the engine; `lifecycle` drives.
 //!
 //! Invariants:
 //! - Only this crate knows which device is where and which line leads where.
@@ -28,6 +28,7 @@ pub mod host;
 mod listening;
 mod machine;
 mod pc;
+mod pci_bus;
 mod save;
 mod spec;
 mod timers;
@@ -37,6 +38,7 @@ pub use bus::{AccessCount, MmioMap, PortMap};
 pub use clock::{HostWallClock, VmClock};
 pub use engines::{EngineChoice, Selected};
 pub use error::MachineError;
-pub use machine::{Machine, MachineStats, TimerCount};
-pub use spec::{CpuLevel, MachineSpec, Platform};
+pub use machine::{HostSide, Machine, MachineStats, RequestCount, TimerCount};
+pub use spec::{CpuLevel, DiskSpec, MachineSpec, Platform};
+pub use storage::{RawDisk, StorageError};
 pub use timers::TimerThread;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backend::{ConsoleInput, ConsoleOutput};
+use backend::{ConsoleInput, ConsoleOutput, Disk};
 use boot::MemoryMap;
 use chipset::KvmClock;
 use device::{GuestClock, WallClock};
@@ -11,12 +11,14 @@ use lapic::{Fabric, LocalApic, LocalApicConfig, Mailbox};
 use memory::GuestRam;
 use serde::Serialize;
 use state::Archive;
+use virtio::VirtioPci;
 use x86::cpuid::Answer;
 
 use crate::pc::{self, Pc, Surroundings};
 use crate::save::{self, SavedClock};
 use crate::{
-    AccessCount, BootFiles, HostWallClock, MachineError, MachineSpec, TimerThread, VmClock,
+    AccessCount, BootFiles, DiskSpec, HostWallClock, MachineError, MachineSpec, TimerThread,
+    VmClock,
 };
 
 /// A machine without its vCPU threads. It is made with its clock and timers stopped.
@@ -35,6 +37,26 @@ pub struct Machine {
     power_on: Vec<VcpuState>,
 }
 
+/// What a machine is connected to on the host. All files are open.
+pub struct HostSide {
+    /// Kernel and initramfs. A restored machine needs them only to be reset.
+    pub boot: Option<BootFiles>,
+    /// Where the guest's console goes.
+    pub console: Arc<dyn ConsoleOutput>,
+    /// The disks of the specification.
+    pub disks: Vec<Arc<dyn Disk>>,
+    /// The wall clock. With one that is moved by hand, and [`Machine::advance_time`], two machines
+    /// see the same time.
+    pub wall: Arc<dyn WallClock>,
+}
+
+impl HostSide {
+    /// Nothing but a console, and the host's wall clock.
+    pub fn new(console: Arc<dyn ConsoleOutput>) -> Self {
+        Self { boot: None, console, disks: Vec::new(), wall: Arc::new(HostWallClock) }
+    }
+}
+
 /// What devices and buses of a machine did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MachineStats {
@@ -44,8 +66,19 @@ pub struct MachineStats {
     pub mmio: Vec<AccessCount>,
     /// Timers of devices that fired.
     pub timers: Vec<TimerCount>,
+    /// Requests of virtio devices.
+    pub virtio: Vec<RequestCount>,
     /// Interrupt messages that reached no processor.
     pub interrupts_dropped: u64,
+}
+
+/// How many requests a device executed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RequestCount {
+    /// The device's name.
+    pub device: &'static str,
+    /// Requests.
+    pub requests: u64,
 }
 
 /// How often a device's timer fired.
@@ -59,32 +92,18 @@ pub struct TimerCount {
 
 impl Machine {
     /// Builds the machine that `spec` describes, whose guest sees the CPU of `profile` (to which
-    /// the platform's CPUID leaves are added). What its console prints goes to `console`.
+    /// the platform's CPUID leaves are added), and connects it to `host`.
     ///
     /// # Errors
-    /// [`MachineError::Boot`] for a memory size that cannot be, [`MachineError::Memory`],
-    /// [`MachineError::Host`].
+    /// [`MachineError::Boot`] for a memory size that cannot be, [`MachineError::OtherDisks`],
+    /// [`MachineError::Memory`], [`MachineError::Host`].
     pub fn new(
         spec: MachineSpec,
-        profile: CpuProfile,
-        boot: Option<BootFiles>,
-        console: Arc<dyn ConsoleOutput>,
-    ) -> Result<Self, MachineError> {
-        Self::with_wall_clock(spec, profile, boot, console, Arc::new(HostWallClock))
-    }
-
-    /// The same with another wall clock than the host's: with [`Machine::advance_time`], two such
-    /// machines see the same time.
-    ///
-    /// # Errors
-    /// As [`Machine::new`].
-    pub fn with_wall_clock(
-        spec: MachineSpec,
         mut profile: CpuProfile,
-        boot: Option<BootFiles>,
-        console: Arc<dyn ConsoleOutput>,
-        wall: Arc<dyn WallClock>,
+        host: HostSide,
     ) -> Result<Self, MachineError> {
+        let HostSide { boot, console, disks, wall } = host;
+        check_disks(&spec.disks, &disks)?;
         for (leaf, [eax, ebx, ecx, edx]) in KvmClock::cpuid(profile.tsc_khz()) {
             profile.set_leaf(leaf, 0, Answer { eax, ebx, ecx, edx });
         }
@@ -100,10 +119,11 @@ impl Machine {
             ram: &ram,
             tsc,
             clock: &clock,
-            wall: &wall,
+            wall,
             timers: &timers,
             fabric: &fabric,
             console,
+            disks,
         })?;
         let profile = Arc::new(profile);
         let power_on = Vec::new();
@@ -142,13 +162,10 @@ impl Machine {
     /// be read.
     pub fn boot(&self) -> Result<Vec<VcpuState>, MachineError> {
         let files = self.boot.as_ref().ok_or(MachineError::NoKernel)?;
-        for (_, device) in &self.pc.devices {
-            device.reset();
-        }
-        self.pc.console.reset();
+        self.pc.reset();
         // What was on its way to the processors is gone with them.
         self.fabric.mailboxes().iter().for_each(|mailbox| mailbox.drain(|_| ()));
-        let rsdp = boot::acpi::build(&pc::acpi_spec(self.spec.cpus), &self.ram)?;
+        let rsdp = boot::acpi::build(&pc::acpi_spec(self.spec.cpus, &self.map), &self.ram)?;
         let (kernel, initrd) = (&files.kernel, files.initrd.as_ref());
         let entry = boot::load(&self.ram, kernel, initrd, &self.spec.cmdline, &self.map, rsdp)?;
         let mut states = self.power_on.clone();
@@ -162,16 +179,25 @@ impl Machine {
         Ok(states)
     }
 
-    /// Lets time pass: the clock goes on, timers fire.
+    /// Lets time pass: the clock goes on, timers fire, devices work.
     pub fn start_time(&self) {
         self.clock.resume();
         self.timers.start();
+        self.pc.pci.virtio.iter().for_each(|device| device.resume());
     }
 
-    /// Stops timers and clock. The vCPUs are parked.
+    /// Stops devices, timers and clock. Returns when the requests that devices execute are done.
+    /// The vCPUs are parked.
     pub fn stop_time(&self) {
+        self.pc.pci.virtio.iter().for_each(|device| device.pause());
         self.timers.stop();
         self.clock.pause();
+    }
+
+    /// Brings what was written to disks to where it survives a failure of the host; may take long.
+    /// The time stands.
+    pub fn flush_disks(&self) {
+        self.pc.pci.virtio.iter().for_each(|device| device.flush());
     }
 
     /// Moves the standing clock forward by `delta` nanoseconds and lets the timers that fall due
@@ -271,9 +297,33 @@ impl Machine {
         MachineStats {
             ports: self.pc.bus.ports.counts(),
             mmio: self.pc.bus.mmio.counts(),
+            virtio: self.pc.pci.virtio.iter().map(|d| request_count(d)).collect(),
             timers: fired.map(|(timer, fired)| TimerCount { timer, fired }).collect(),
             interrupts_dropped: self.fabric.dropped(),
         }
+    }
+}
+
+fn request_count(device: &VirtioPci) -> RequestCount {
+    RequestCount { device: device.name(), requests: device.requests() }
+}
+
+/// Whether the disks are those of the specification.
+fn check_disks(wanted: &[DiskSpec], given: &[Arc<dyn Disk>]) -> Result<(), MachineError> {
+    let given: Vec<_> = given.iter().map(|disk| DiskSpec::of(&**disk)).collect();
+    if wanted == given {
+        return Ok(());
+    }
+    Err(MachineError::OtherDisks { wanted: describe(wanted), given: describe(&given) })
+}
+
+fn describe(disks: &[DiskSpec]) -> String {
+    let one = |disk: &DiskSpec| {
+        format!("{} bytes{}", disk.size, if disk.read_only { " read-only" } else { "" })
+    };
+    match disks {
+        [] => "no disks".to_owned(),
+        _ => format!("disks of {}", disks.iter().map(one).collect::<Vec<_>>().join(", ")),
     }
 }
 

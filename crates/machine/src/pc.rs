@@ -11,12 +11,14 @@
 //! | ACPI | port 0x600 | ISA 9, the SCI |
 //! | debug exit (optional) | port 0xf4 | |
 //! | KVM clock | MSRs | |
+//! | PCI | ports 0xcf8, 0xcfc, memory that is nobody else's | see `pci_bus` |
 //!
 //! ISA interrupts lead to the PIC and to the I/O APIC.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use backend::ConsoleOutput;
+use backend::{ConsoleOutput, Disk};
 use boot::MemoryMap;
 use boot::acpi::{AcpiSpec, IoApicSpec};
 use chipset::{
@@ -29,13 +31,12 @@ use device::{
 use engine::TscScale;
 use lapic::{Fabric, Mailbox};
 use memory::{Gpa, GuestRam};
+use pci::Root;
 
 use crate::cpu_bus::PcBus;
 use crate::listening::ListeningUart;
+use crate::pci_bus::{self, BusSurroundings, PciBus};
 use crate::{MachineError, MachineSpec, MmioMap, PortMap, VmClock};
-
-/// Ports of PCI's configuration mechanism, as (first, count).
-const PCI_CONFIG: (u16, u16) = (0xcf8, 8);
 
 /// What the devices are connected to.
 pub(crate) struct Surroundings<'a> {
@@ -44,10 +45,11 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) ram: &'a Arc<GuestRam>,
     pub(crate) tsc: TscScale,
     pub(crate) clock: &'a Arc<VmClock>,
-    pub(crate) wall: &'a Arc<dyn WallClock>,
+    pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) timers: &'a dyn Timers,
     pub(crate) fabric: &'a Arc<Fabric>,
     pub(crate) console: Arc<dyn ConsoleOutput>,
+    pub(crate) disks: Vec<Arc<dyn Disk>>,
 }
 
 /// The devices of a PC.
@@ -55,15 +57,17 @@ pub(crate) struct Pc {
     pub(crate) bus: Arc<PcBus>,
     pub(crate) console: Arc<ListeningUart>,
     pub(crate) acpi: Arc<AcpiPm>,
+    pub(crate) pci: PciBus,
     /// Every device with the name of its instance, in the order in which they are restored:
     /// interrupt controllers first, so that a device that sets its line again changes nothing.
-    pub(crate) devices: Vec<(&'static str, Arc<dyn Device>)>,
+    pub(crate) devices: Vec<(Cow<'static, str>, Arc<dyn Device>)>,
 }
 
 impl Pc {
     /// Builds and connects the devices.
     pub(crate) fn new(around: Surroundings<'_>) -> Result<Self, MachineError> {
-        let Surroundings { spec, map, ram, tsc, clock, wall, timers, fabric, console } = around;
+        let Surroundings { spec, map, ram, tsc, clock, wall, timers, fabric, console, disks } =
+            around;
         let guest_clock = || Arc::clone(clock) as Arc<dyn GuestClock>;
         let messages: Arc<dyn MsiSender> = Arc::clone(fabric) as _;
 
@@ -72,7 +76,7 @@ impl Pc {
         let isa = |irq| Arc::new(IsaLine::new(&pic, &io_apic, irq)) as Arc<dyn InterruptLine>;
         let pit = Arc::new(Pit::new(guest_clock(), timers, isa(0)));
         let size = MemorySize { below_4g: map.low_end(), above_4g: map.size() - map.low_end() };
-        let rtc = Arc::new(Rtc::new(guest_clock(), Arc::clone(wall), timers, isa(Rtc::IRQ), size));
+        let rtc = Arc::new(Rtc::new(guest_clock(), Arc::clone(&wall), timers, isa(Rtc::IRQ), size));
         let uart = Arc::new(Uart::new(Uart::COM1, isa(Uart::COM1_IRQ), console));
         let i8042 = Arc::new(I8042::new(isa(I8042::IRQS.0), isa(I8042::IRQS.1)));
         let acpi = Arc::new(AcpiPm::new(guest_clock(), timers, isa(AcpiPm::SCI_IRQ)));
@@ -80,7 +84,7 @@ impl Pc {
             spec.cpus as usize,
             Arc::new(Memory(Arc::clone(ram))),
             guest_clock(),
-            Arc::clone(wall),
+            wall,
             Arc::new(Tsc(tsc)),
         ));
 
@@ -93,13 +97,17 @@ impl Pc {
         let (reset_port, _) = I8042::RESET_REGISTER;
         let own = I8042::PORTS.into_iter().filter(|(first, _)| *first != reset_port);
         claim(&mut ports, "i8042", &own.collect::<Vec<_>>(), &i8042)?;
-        let config = Arc::new(ConfigPorts { reset: Arc::clone(&i8042) });
-        claim_wide(&mut ports, "pci-config", &[PCI_CONFIG], &config)?;
+        let around = BusSurroundings { ram, fabric, pic: &pic, io_apic: &io_apic, disks: &disks };
+        let pci = PciBus::new(&around)?;
+        let config =
+            Arc::new(ConfigPorts { reset: Arc::clone(&i8042), root: Arc::clone(&pci.root) });
+        claim_wide(&mut ports, "pci-config", &[Root::PORTS], &config)?;
         claim_wide(&mut ports, "acpi-pm", &AcpiPm::PORTS, &acpi)?;
         let mut mmio = MmioMap::default();
         mmio.insert("io-apic", IoApic::BASE, IoApic::SIZE, Arc::clone(&io_apic) as _)?;
+        pci.claim(&mut mmio, map)?;
 
-        let mut devices: Vec<(&'static str, Arc<dyn Device>)> = vec![
+        let board: Vec<(&'static str, Arc<dyn Device>)> = vec![
             ("0", Arc::clone(&pic) as _),
             ("0", Arc::clone(&io_apic) as _),
             ("0", pit),
@@ -109,21 +117,32 @@ impl Pc {
             ("0", Arc::clone(&acpi) as _),
             ("0", Arc::clone(&kvm_clock) as _),
         ];
+        let board = board.into_iter().map(|(instance, device)| (instance.into(), device));
+        let mut devices: Vec<_> = board.chain(pci.devices.iter().cloned()).collect();
         if spec.debug_exit {
             let debug_exit = Arc::new(DebugExit);
             let range = (DebugExit::PORT, DebugExit::PORTS);
             claim_wide(&mut ports, "debug-exit", &[range], &debug_exit)?;
-            devices.push(("0", debug_exit));
+            devices.push(("0".into(), debug_exit));
         }
         let fabric = Arc::clone(fabric);
         let clock = Arc::clone(clock);
         let bus = Arc::new(PcBus { clock, ports, mmio, fabric, pic, io_apic, kvm_clock });
-        Ok(Self { bus, console, acpi, devices })
+        Ok(Self { bus, console, acpi, pci, devices })
+    }
+
+    /// Resets the devices and does what firmware does before it starts a kernel.
+    pub(crate) fn reset(&self) {
+        for (_, device) in &self.devices {
+            device.reset();
+        }
+        self.console.reset();
+        self.pci.configure(&self.bus.ports);
     }
 }
 
 /// What the ACPI tables say of these devices.
-pub(crate) fn acpi_spec(cpus: u32) -> AcpiSpec {
+pub(crate) fn acpi_spec(cpus: u32, map: &MemoryMap) -> AcpiSpec {
     let apic_ids: Vec<u32> = (0..cpus).collect();
     AcpiSpec {
         io_apic: IoApicSpec { id: 0, address: IoApic::BASE as u32, gsi_base: 0 },
@@ -133,6 +152,7 @@ pub(crate) fn acpi_spec(cpus: u32) -> AcpiSpec {
         sci_irq: AcpiPm::SCI_IRQ,
         reset: I8042::RESET_REGISTER,
         century: Rtc::CENTURY,
+        pci: Some(pci_bus::acpi_spec(map)),
         ..AcpiSpec::pc(&apic_ids)
     }
 }
@@ -161,11 +181,12 @@ fn claim_wide<D: PortIo + 'static>(
     })
 }
 
-/// The ports of PCI's configuration mechanism, behind which there is no PCI, with the reset
-/// control register among them: only byte accesses to its port are for it (ICH9 data sheet,
-/// 13.7.5), so that a configuration address is never taken for a reset.
+/// The ports of PCI's configuration mechanism with the reset control register among them: only
+/// byte accesses to its port are for it (ICH9 data sheet, 13.7.5), so that a configuration address
+/// is never taken for a reset.
 struct ConfigPorts {
     reset: Arc<I8042>,
+    root: Arc<Root>,
 }
 
 impl ConfigPorts {
@@ -178,14 +199,14 @@ impl PortIo for ConfigPorts {
     fn port_read(&self, port: u16, width: Width) -> Answer<u32> {
         match Self::is_reset(port, width) {
             true => self.reset.port_read(port, width),
-            false => Answer::Done(width.mask()),
+            false => self.root.port_read(port, width),
         }
     }
 
     fn port_write(&self, port: u16, width: Width, value: u32) -> Answer<()> {
         match Self::is_reset(port, width) {
             true => self.reset.port_write(port, width, value),
-            false => Answer::Done(()),
+            false => self.root.port_write(port, width, value),
         }
     }
 }

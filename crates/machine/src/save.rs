@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use state::{Archive, Saved, Section, StateError};
 use x86::cpuid::feature;
 
-use crate::{CpuLevel, MachineError};
+use crate::{MachineError, host};
 
 /// The instance of what there is once.
 const ONLY: &str = "0";
@@ -65,8 +65,8 @@ pub(crate) fn take_profile(archive: &mut Archive) -> Result<CpuProfile, MachineE
     if !TSC_KHZ.contains(&profile.tsc_khz()) {
         return Err(section.invalid("no TSC has such a frequency").into());
     }
-    // The most that this host can offer to a guest.
-    let here = CpuLevel::Portable.profile()?;
+    // The most that this host can offer to a guest whose CPU has that vendor.
+    let here = CpuProfile::portable(profile.vendor(), host::tsc_khz(), &host::has)?;
     match feature::ALL.iter().find(|f| profile.has(**f) && !here.has(**f)) {
         Some(lacking) => Err(MachineError::SavedFeature { feature: lacking.name }),
         None => Ok(profile),
@@ -76,7 +76,7 @@ pub(crate) fn take_profile(archive: &mut Archive) -> Result<CpuProfile, MachineE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host;
+    use crate::CpuLevel;
 
     #[test]
     fn the_clock_is_bounded() {

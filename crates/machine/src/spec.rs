@@ -1,8 +1,10 @@
 //! What a machine is to be: the specification that a snapshot records.
 
+use backend::Disk;
 use engine::{CpuProfile, Level};
 use serde::{Deserialize, Serialize};
 
+use crate::pci_bus::MAX_DISKS;
 use crate::{MachineError, host};
 
 /// Kind of machine.
@@ -69,6 +71,26 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Whether there is a debug-exit device at port 0xf4.
     pub debug_exit: bool,
+    /// Disks, in the order in which the guest finds them.
+    #[serde(default)]
+    pub disks: Vec<DiskSpec>,
+}
+
+/// A disk, as the guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// Bytes.
+    pub size: u64,
+    /// Whether it can only be read.
+    pub read_only: bool,
+}
+
+impl DiskSpec {
+    /// What the guest sees of `disk`.
+    pub fn of(disk: &dyn Disk) -> Self {
+        Self { size: disk.len(), read_only: disk.is_read_only() }
+    }
 }
 
 impl MachineSpec {
@@ -81,14 +103,15 @@ impl MachineSpec {
             cpu: CpuLevel::Portable,
             cmdline: String::new(),
             debug_exit: false,
+            disks: Vec::new(),
         }
     }
 
     /// Whether this version and this host can make such a machine.
     ///
     /// # Errors
-    /// [`MachineError::NoCpus`], [`MachineError::NotYet`], [`MachineError::MoreThanHost`]; sizes
-    /// that no host could have are `boot`'s to refuse.
+    /// [`MachineError::NoCpus`], [`MachineError::NotYet`], [`MachineError::TooManyDisks`],
+    /// [`MachineError::MoreThanHost`]; sizes that no host could have are `boot`'s to refuse.
     pub fn check(&self) -> Result<(), MachineError> {
         match self.cpus {
             0 => return Err(MachineError::NoCpus),
@@ -97,6 +120,10 @@ impl MachineSpec {
                 let what = format!("--cpus {n}");
                 return Err(MachineError::NotYet { what, way_out: "use --cpus 1" });
             }
+        }
+        if self.disks.len() > MAX_DISKS {
+            let count = self.disks.len();
+            return Err(MachineError::TooManyDisks { count, most: MAX_DISKS });
         }
         boot::MemoryMap::new(self.memory)?;
         let host = host::memory()

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Parser;
 use engine::Engine;
-use oracle::{Finding, Plan, VcpuSubject, check};
+use oracle::{Finding, Plan, VcpuSubject, WarmSubject, check};
 
 /// Compare an engine with the host CPU.
 #[derive(Parser)]
@@ -26,6 +26,9 @@ struct Arguments {
     /// The engine to compare: interpreter or translator.
     #[arg(long, default_value = "interpreter")]
     engine: String,
+    /// Execute each case three times and compare the last, which finds a filled TLB.
+    #[arg(long)]
+    warm: bool,
     /// Only cases with this instruction.
     #[arg(long)]
     filter: Option<String>,
@@ -57,7 +60,10 @@ fn main() -> anyhow::Result<()> {
         other => bail!("there is no engine {other}: choose interpreter or translator"),
     };
     let started = Instant::now();
-    let (summary, findings) = check(&plan, || VcpuSubject::new(&*engine))?;
+    let (summary, findings) = match arguments.warm {
+        true => check(&plan, || WarmSubject::new(&*engine))?,
+        false => check(&plan, || VcpuSubject::new(&*engine))?,
+    };
     let mut groups: BTreeMap<String, Vec<&Finding>> = BTreeMap::new();
     for finding in &findings {
         groups.entry(finding.names()).or_default().push(finding);

@@ -37,4 +37,4 @@ pub use check::{CheckError, Plan, Summary, check};
 pub use generate::Generator;
 pub use native::{NativeOutcome, NativeRunner};
 pub use report::Finding;
-pub use subject::{Subject, SubjectError, SubjectOutcome, VcpuSubject};
+pub use subject::{Subject, SubjectError, SubjectOutcome, VcpuSubject, WarmSubject};

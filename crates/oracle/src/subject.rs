@@ -1,11 +1,15 @@
 //! What is compared with the host CPU.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
 
 use device::{Answer, GuestClock, Nanos, StopCause, Width};
 use engine::{
-    CpuBus, CpuProfile, Engine, EngineError, HypercallFrame, Level, Vcpu, VcpuConfig, VcpuExit,
-    VcpuState, Vendor,
+    CpuBus, CpuProfile, Engine, EngineError, HypercallFrame, Kick, Level, Vcpu, VcpuConfig,
+    VcpuExit, VcpuState, Vendor,
 };
 use lapic::{ApicMode, DestinationInfo, Ipi, Mailbox};
 use memory::{GuestRam, MemoryError};
@@ -98,21 +102,119 @@ impl VcpuSubject {
     }
 }
 
-impl Subject for VcpuSubject {
-    fn run(&mut self, case: &Case, instructions: u64) -> Result<SubjectOutcome, SubjectError> {
+impl VcpuSubject {
+    /// Executes a case on a vCPU whose TLB is empty.
+    fn run_cold(&mut self, case: &Case, instructions: u64) -> Result<Ran, SubjectError> {
         supervisor::load_memory(&self.ram, case, &mut self.memory)?;
         supervisor::load_registers(&mut self.state, &case.image);
         self.vcpu.restore(&self.state, &self.bus)?;
-        self.vcpu.set_budget(Some(instructions));
+        self.finish(Some(instructions))
+    }
+
+    /// Executes a case on a vCPU that stands in a handler and keeps what it knows.
+    fn run_warm(&mut self, case: &Case, instructions: Option<u64>) -> Result<Ran, SubjectError> {
+        supervisor::reload_memory(&self.ram, case, &mut self.memory)?;
+        supervisor::prepare_launch(&self.ram, &case.image)?;
+        self.finish(instructions.map(|count| count + supervisor::LAUNCH_INSTRUCTIONS))
+    }
+
+    /// Executes until a handler has been entered. Gives the vCPU's state and the observation;
+    /// `None` when that takes too long.
+    fn finish(&mut self, instructions: Option<u64>) -> Result<Ran, SubjectError> {
+        self.vcpu.set_budget(instructions);
         let exit = self.vcpu.run(&self.bus)?;
         let vector = match &exit {
-            VcpuExit::BudgetSpent => return Ok(SubjectOutcome::BudgetSpent),
+            VcpuExit::BudgetSpent => return Ok(None),
             VcpuExit::Stop(cause) => supervisor::vector_of(*cause),
             _ => None,
         };
         let Some(vector) = vector else { return Err(SubjectError::UnexpectedExit { exit }) };
         let state = self.vcpu.save(&self.bus)?;
-        Ok(SubjectOutcome::Observed(Box::new(supervisor::observe(&self.ram, &state, vector)?)))
+        let observation = supervisor::observe(&self.ram, &state, vector)?;
+        Ok(Some((state, Box::new(observation))))
+    }
+}
+
+/// State and observation in a handler, if one was reached.
+type Ran = Option<(VcpuState, Box<Observation>)>;
+
+fn outcome(ran: Ran) -> SubjectOutcome {
+    ran.map_or(SubjectOutcome::BudgetSpent, |(_, observation)| {
+        SubjectOutcome::Observed(observation)
+    })
+}
+
+impl Subject for VcpuSubject {
+    fn run(&mut self, case: &Case, instructions: u64) -> Result<SubjectOutcome, SubjectError> {
+        Ok(outcome(self.run_cold(case, instructions)?))
+    }
+}
+
+/// A vCPU that executes every case three times, and shows what the last time gave: by then the
+/// pages that the case reaches are in its TLB, and its code is decoded or translated. The last time
+/// is without a limit of instructions, as machines run.
+pub struct WarmSubject {
+    vcpu: VcpuSubject,
+    watchdog: Watchdog,
+}
+
+impl WarmSubject {
+    /// As [`VcpuSubject::new`].
+    ///
+    /// # Errors
+    /// [`SubjectError`].
+    pub fn new(engine: &dyn Engine) -> Result<Self, SubjectError> {
+        let vcpu = VcpuSubject::new(engine)?;
+        let watchdog = Watchdog::new(vcpu.vcpu.kicker());
+        Ok(Self { vcpu, watchdog })
+    }
+}
+
+impl Subject for WarmSubject {
+    fn run(&mut self, case: &Case, instructions: u64) -> Result<SubjectOutcome, SubjectError> {
+        let mut ran = self.vcpu.run_cold(case, instructions)?;
+        for limit in [Some(instructions), None] {
+            match &ran {
+                Some((state, _)) if supervisor::can_launch(state, &self.vcpu.state) => {
+                    self.watchdog.feed();
+                    ran = self.vcpu.run_warm(case, limit)?;
+                }
+                _ => break,
+            }
+        }
+        Ok(outcome(ran))
+    }
+}
+
+/// Kicks a vCPU that does not come to its next case: then it has stopped for no exception.
+struct Watchdog {
+    fed: Arc<AtomicU64>,
+    /// Dropped to end the thread.
+    _end: Sender<()>,
+}
+
+impl Watchdog {
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn new(kick: Arc<dyn Kick>) -> Self {
+        let fed = Arc::new(AtomicU64::new(0));
+        let (end, ended) = channel::<()>();
+        let seen = Arc::clone(&fed);
+        thread::spawn(move || {
+            let mut last = u64::MAX;
+            while ended.recv_timeout(Self::PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                let now = seen.load(Ordering::Relaxed);
+                if now == last {
+                    kick.kick();
+                }
+                last = now;
+            }
+        });
+        Self { fed, _end: end }
+    }
+
+    fn feed(&self) {
+        self.fed.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -3,7 +3,8 @@
 //! Page tables map both windows of [`crate::layout`] for user mode, with the same rights as the
 //! worker process gives them, and a few supervisor pages: GDT, IDT, TSS, a stack, and for each
 //! exception vector `n` a handler `OUT n, AL`. The port write stops the vCPU with the exception
-//! frame on the stack.
+//! frame on the stack. A vCPU that goes on from there enters user mode again, with the registers
+//! that [`prepare_launch`] has left: so a case runs with what earlier ones left in TLBs and caches.
 
 use device::StopCause;
 use engine::VcpuState;
@@ -31,8 +32,18 @@ const GDT: u64 = 0;
 const IDT: u64 = 0x1000;
 const TSS: u64 = 0x2000;
 const HANDLERS: u64 = 0x3000;
+const LAUNCHER: u64 = HANDLERS + VECTORS * HANDLER_STRIDE;
 const STACK_TOP: u64 = 0x5000;
-const SUPERVISOR_PAGES: u64 = 5;
+const LAUNCH: u64 = 0x5000;
+const SUPERVISOR_PAGES: u64 = 6;
+
+/// What is where in the page of registers for the launcher: general registers in the order of
+/// encoding without RSP, the frame of IRETQ, bases of FS and GS, XSAVE area.
+const LAUNCH_FRAME: u64 = 15 * 8;
+const LAUNCH_BASES: [u64; 2] = [0xa0, 0xa8];
+const LAUNCH_XSAVE: u64 = 0x100;
+/// Instructions of a handler's end and of the launcher.
+pub(crate) const LAUNCH_INSTRUCTIONS: u64 = 25;
 
 /// Selectors, as Linux has them: some instructions show them.
 mod selector {
@@ -139,8 +150,11 @@ fn write_descriptors(ram: &GuestRam) -> Result<(), memory::MemoryError> {
 fn write_handlers(ram: &GuestRam) -> Result<(), memory::MemoryError> {
     for vector in 0..VECTORS {
         let handler = HANDLERS + vector * HANDLER_STRIDE;
-        // out vector, al; hlt
-        ram.write(Gpa(SUPERVISOR + handler), &[0xe6, vector as u8, 0xf4])?;
+        // out vector, al; jmp launcher
+        let distance = (LAUNCHER - handler - 7) as u32;
+        let mut code = vec![0xe6, vector as u8, 0xe9];
+        code.extend(distance.to_le_bytes());
+        ram.write(Gpa(SUPERVISOR + handler), &code)?;
         let dpl = if USER_VECTORS.contains(&vector) { 3 } else { 0 };
         let target = BASE + handler;
         let low = target & 0xffff
@@ -150,7 +164,44 @@ fn write_handlers(ram: &GuestRam) -> Result<(), memory::MemoryError> {
         let gate = u128::from(low) | u128::from(target >> 32) << 64;
         ram.write(Gpa(SUPERVISOR + IDT + vector * 16), &gate.to_le_bytes())?;
     }
-    Ok(())
+    ram.write(Gpa(SUPERVISOR + LAUNCHER), &launcher())
+}
+
+/// Code that loads all registers of user mode and enters it.
+fn launcher() -> Vec<u8> {
+    // mov rsp, registers; mov eax, 7; xor edx, edx; xrstor64 [rsp + xsave]
+    let mut code = vec![0x48, 0xbc];
+    code.extend((BASE + LAUNCH).to_le_bytes());
+    code.extend([0xb8, 7, 0, 0, 0, 0x31, 0xd2, 0x48, 0x0f, 0xae, 0xac, 0x24]);
+    code.extend((LAUNCH_XSAVE as u32).to_le_bytes());
+    for (at, modrm) in LAUNCH_BASES.into_iter().zip([0xd0, 0xd8]) {
+        // mov rax, [rsp + at]; wrfsbase rax or wrgsbase rax
+        code.extend([0x48, 0x8b, 0x84, 0x24]);
+        code.extend((at as u32).to_le_bytes());
+        code.extend([0xf3, 0x48, 0x0f, 0xae, modrm]);
+    }
+    // pop rax, rcx, rdx, rbx, rbp, rsi, rdi
+    code.extend([0x58, 0x59, 0x5a, 0x5b, 0x5d, 0x5e, 0x5f]);
+    for number in 0..8 {
+        // pop r8 to r15
+        code.extend([0x41, 0x58 + number]);
+    }
+    // iretq
+    code.extend([0x48, 0xcf]);
+    code
+}
+
+/// Leaves the registers of a case for a vCPU that goes on from a handler.
+pub(crate) fn prepare_launch(ram: &GuestRam, image: &CpuImage) -> Result<(), memory::MemoryError> {
+    let mut words: Vec<u64> = image.gpr.to_vec();
+    let rsp = words.remove(x86::gpr::RSP);
+    debug_assert_eq!(words.len() as u64 * 8, LAUNCH_FRAME, "the registers end at the frame");
+    let (cs, ss) = (u64::from(selector::USER_CODE), u64::from(selector::USER_DATA));
+    words.extend([image.rip, cs, image.rflags, rsp, ss]);
+    words.extend(image.bases);
+    let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+    ram.write(Gpa(SUPERVISOR + LAUNCH), &bytes)?;
+    ram.write(Gpa(SUPERVISOR + LAUNCH + LAUNCH_XSAVE), &image.xsave)
 }
 
 /// User mode of a 64-bit operating system with everything enabled that profile v3 has.
@@ -186,6 +237,37 @@ pub(crate) fn load_memory(
 ) -> Result<(), memory::MemoryError> {
     case.fill(scratch);
     ram.write(Gpa(WINDOW), &scratch[..])
+}
+
+/// The same for RAM that a case has left: pages that have their content are not written, so that
+/// what an engine knows of the code in them stays.
+pub(crate) fn reload_memory(
+    ram: &GuestRam,
+    case: &Case,
+    scratch: &mut Memory,
+) -> Result<(), memory::MemoryError> {
+    case.fill(scratch);
+    let mut present = [0; PAGE as usize];
+    for (at, page) in (WINDOW..).step_by(PAGE as usize).zip(scratch.chunks(PAGE as usize)) {
+        ram.read(Gpa(at), &mut present)?;
+        if present != *page {
+            ram.write(Gpa(at), page)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the segment registers are such that a launch makes them what a case begins with.
+pub(crate) fn can_launch(state: &VcpuState, initial: &VcpuState) -> bool {
+    let flat = |state: &VcpuState| {
+        let mut segments = state.segments.segment;
+        for index in [seg::FS, seg::GS] {
+            segments[index].base = 0;
+        }
+        // Code and stack are the handler's.
+        [segments[seg::ES], segments[seg::DS], segments[seg::FS], segments[seg::GS]]
+    };
+    flat(state) == flat(initial)
 }
 
 /// Puts the registers of a case into `state`, which [`install`] made.

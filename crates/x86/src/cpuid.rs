@@ -111,4 +111,7 @@ features! {
     SYSCALL "syscall" 0x8000_0001 .0 Edx 11; NX "nx" 0x8000_0001 .0 Edx 20;
     PDPE1GB "pdpe1gb" 0x8000_0001 .0 Edx 26; RDTSCP "rdtscp" 0x8000_0001 .0 Edx 27;
     LM "lm" 0x8000_0001 .0 Edx 29; INVARIANT_TSC "nonstop_tsc" 0x8000_0007 .0 Edx 8;
+    AMD_IBRS "amd_ibrs" 0x8000_0008 .0 Ebx 14; AMD_STIBP "amd_stibp" 0x8000_0008 .0 Ebx 15;
+    AMD_SSBD "amd_ssbd" 0x8000_0008 .0 Ebx 24; AMD_SSB_NO "amd_ssb_no" 0x8000_0008 .0 Ebx 26;
+    BTC_NO "btc_no" 0x8000_0008 .0 Ebx 29; SRSO_NO "srso_no" 0x8000_0021 .0 Eax 29;
 }

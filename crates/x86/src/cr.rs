@@ -132,6 +132,8 @@ pub mod dr {
     pub const DR6_BS: u64 = 1 << 14;
     /// DR6: access to a debug register while DR7.GD was set.
     pub const DR6_BD: u64 = 1 << 13;
+    /// DR6: switch to a task whose TSS has the T flag.
+    pub const DR6_BT: u64 = 1 << 15;
     /// DR6: bits that read as one.
     pub const DR6_FIXED: u64 = 0xffff_0ff0;
     /// DR6: bits that software can change (B0-B3, BD, BS, BT).
@@ -142,6 +144,8 @@ pub mod dr {
     pub const DR7_FIXED: u64 = 1 << 10;
     /// DR7: bits that software can change.
     pub const DR7_WRITABLE: u64 = 0xffff_23ff;
+    /// DR7: L0 to L3 and LE, which a task switch clears.
+    pub const DR7_LOCAL: u64 = 0x155;
     /// DR7: local and global enable bits of all four breakpoints.
     pub const DR7_ENABLES: u64 = 0xff;
 }

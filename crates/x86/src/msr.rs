@@ -70,3 +70,47 @@ pub const GS_BASE: u32 = 0xc000_0101;
 pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 /// TSC_AUX, read by RDTSCP and RDPID.
 pub const TSC_AUX: u32 = 0xc000_0103;
+
+/// Bits of IA32_ARCH_CAPABILITIES (SDM vol. 4 table 2-2): what the CPU is not affected by.
+pub mod arch_capabilities {
+    /// Rogue data cache load (Meltdown).
+    pub const RDCL_NO: u64 = 1 << 0;
+    /// IBRS can stay set: enhanced IBRS.
+    pub const IBRS_ALL: u64 = 1 << 1;
+    /// The first-level cache need not be flushed on VM entry.
+    pub const SKIP_L1DFL_VMENTRY: u64 = 1 << 3;
+    /// Speculative store bypass.
+    pub const SSB_NO: u64 = 1 << 4;
+    /// Microarchitectural data sampling.
+    pub const MDS_NO: u64 = 1 << 5;
+    /// Machine check on a page-size change.
+    pub const IF_PSCHANGE_MC_NO: u64 = 1 << 6;
+    /// TSX asynchronous abort.
+    pub const TAA_NO: u64 = 1 << 8;
+    /// Shared buffers data read, and sideband stale data propagator.
+    pub const SBDR_SSDP_NO: u64 = 1 << 13;
+    /// Fill buffer stale data propagator.
+    pub const FBSDP_NO: u64 = 1 << 14;
+    /// Primary stale data propagator.
+    pub const PSDP_NO: u64 = 1 << 15;
+    /// Branch history injection.
+    pub const BHI_NO: u64 = 1 << 20;
+    /// Return predictions after a barrier.
+    pub const PBRSB_NO: u64 = 1 << 24;
+    /// Gather data sampling.
+    pub const GDS_NO: u64 = 1 << 26;
+    /// Register file data sampling.
+    pub const RFDS_NO: u64 = 1 << 27;
+    /// Indirect target selection.
+    pub const ITS_NO: u64 = 1 << 62;
+}
+
+/// Bits of IA32_SPEC_CTRL (SDM vol. 4 table 2-2).
+pub mod spec_ctrl {
+    /// Indirect branch restricted speculation.
+    pub const IBRS: u64 = 1 << 0;
+    /// Single thread indirect branch predictors.
+    pub const STIBP: u64 = 1 << 1;
+    /// Speculative store bypass disable.
+    pub const SSBD: u64 = 1 << 2;
+}

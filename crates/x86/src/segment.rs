@@ -91,6 +91,31 @@ impl Segment {
         self.is_code_or_data() && self.attributes & 0xc == 4
     }
 
+    /// Present writable data that grows upwards and has all 4 GiB: the common case, in which
+    /// neither type nor limit forbids anything.
+    #[inline]
+    pub const fn spans_all(&self) -> bool {
+        // P and S set; code and expand-down clear; writable set.
+        self.attributes & 0x9e == 0x92 && self.limit == 0xffff_ffff
+    }
+
+    /// Whether `size` bytes at `offset` lie inside the segment (SDM vol. 3A 5.3). `size` is not 0.
+    #[inline]
+    pub const fn contains(&self, offset: u64, size: u64) -> bool {
+        let Some(last) = offset.checked_add(size - 1) else { return false };
+        if !self.is_expand_down() {
+            return last <= self.limit as u64;
+        }
+        let upper = if self.big() { 0xffff_ffff } else { 0xffff };
+        offset > self.limit as u64 && last <= upper
+    }
+
+    /// Any segment in virtual-8086 mode: 64 KiB of writable data at privilege level 3 (SDM vol. 3B
+    /// 21.2.1; the attributes are those of vol. 3C 27.3.1.2).
+    pub const fn virtual_8086(selector: u16) -> Self {
+        Self { selector, base: (selector as u64) << 4, limit: 0xffff, attributes: 0xf3 }
+    }
+
     /// Unpacks the low 8 bytes of a descriptor, for `selector`.
     pub const fn from_descriptor(selector: u16, raw: u64) -> Self {
         let base = (raw >> 16 & 0xff_ffff) | (raw >> 56 & 0xff) << 24;
@@ -121,6 +146,8 @@ pub mod system {
     pub const TSS16_AVAILABLE: u8 = 1;
     /// LDT.
     pub const LDT: u8 = 2;
+    /// 16-bit TSS, busy.
+    pub const TSS16_BUSY: u8 = 3;
     /// 16-bit call gate.
     pub const CALL_GATE16: u8 = 4;
     /// Task gate.
@@ -141,9 +168,82 @@ pub mod system {
     pub const TRAP_GATE: u8 = 15;
 }
 
+/// Where a task-state segment keeps the state of its task: byte offsets from its base (SDM vol. 3A
+/// 8.2.1 for 32-bit, 8.6 for 16-bit). The link to the previous task is the word at 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TssLayout {
+    /// Bytes of a register: 4 or 2.
+    pub slot: u64,
+    /// Smallest limit of such a segment.
+    pub minimum_limit: u32,
+    /// CR3, which a 16-bit TSS lacks.
+    pub cr3: Option<u64>,
+    /// EIP or IP; EFLAGS or FLAGS and then the registers follow it.
+    pub ip: u64,
+    /// EFLAGS or FLAGS.
+    pub flags: u64,
+    /// The eight general registers in encoding order.
+    pub registers: u64,
+    /// Selectors of ES, CS, SS, DS, and in a 32-bit TSS of FS and GS, one for each slot.
+    pub segments: u64,
+    /// How many of them there are.
+    pub segment_count: usize,
+    /// Selector of the LDT.
+    pub ldt: u64,
+    /// Word whose bit 0 asks for a debug trap on a switch to the task.
+    pub trap: Option<u64>,
+}
+
+impl TssLayout {
+    /// 32-bit task-state segment.
+    pub const BITS32: Self = Self {
+        slot: 4,
+        minimum_limit: 0x67,
+        cr3: Some(0x1c),
+        ip: 0x20,
+        flags: 0x24,
+        registers: 0x28,
+        segments: 0x48,
+        segment_count: 6,
+        ldt: 0x60,
+        trap: Some(0x64),
+    };
+
+    /// 16-bit task-state segment.
+    pub const BITS16: Self = Self {
+        slot: 2,
+        minimum_limit: 0x2b,
+        cr3: None,
+        ip: 0x0e,
+        flags: 0x10,
+        registers: 0x12,
+        segments: 0x22,
+        segment_count: 4,
+        ldt: 0x2a,
+        trap: None,
+    };
+
+    /// The layout that a TSS descriptor's type asks for.
+    pub const fn of(kind: u8) -> Self {
+        if kind & 8 != 0 { Self::BITS32 } else { Self::BITS16 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_expand_down_segment_holds_what_lies_above_its_limit() {
+        // Type 7: data, expand-down, writable, accessed; limit 0xfff.
+        let small = Segment { limit: 0xfff, attributes: 0x97, ..Segment::default() };
+        let holds = |segment: &Segment, offset, size| segment.contains(offset, size);
+        assert!(holds(&small, 0x1000, 4) && holds(&small, 0xfffc, 4));
+        assert!(!holds(&small, 0xfff, 4) && !holds(&small, 0xfffd, 4));
+        let big = Segment { attributes: 0x497, ..small };
+        assert!(holds(&big, 0xfffd, 4) && holds(&big, 0xffff_fffc, 4));
+        assert!(!holds(&big, 0xffff_fffd, 4) && !holds(&big, u64::MAX, 2));
+    }
 
     #[test]
     fn a_flat_code_descriptor_unpacks() {

@@ -1,7 +1,7 @@
 //! Exceptions and interrupts through the 32-bit IDT.
 
-use crate::legacy::{at, restore_gate, set_gate, stub};
 use kit::cpu::flag;
+use kit::legacy::{at, restore_gate, set_gate, stub};
 use kit::snippet::stack_top;
 use kit::tables::{self, KERNEL_CODE32, field};
 use kit::trap::vector::*;

@@ -1,8 +1,8 @@
 //! Instructions and forms that only 32-bit code has; run both outside long
 //! mode and in compatibility mode.
 
-use crate::legacy::at;
 use kit::cpu::flag;
+use kit::legacy::at;
 use kit::snippet::stack_top;
 use kit::{Code, Mode, Outcome, Report, Trap, snippet32};
 

@@ -9,7 +9,6 @@
 mod entry;
 mod exceptions;
 mod instructions;
-mod legacy;
 mod paging;
 mod privilege;
 mod transitions;

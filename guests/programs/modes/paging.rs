@@ -1,8 +1,8 @@
 //! PAE and 32-bit paging (SDM vol. 3A 4.3, 4.4).
 
-use crate::legacy::{CR0_FLAT, CR4_PLAIN, Legacy, at};
 use crate::privilege::with_task;
 use kit::cpu::feature;
+use kit::legacy::{CR0_FLAT, CR4_PLAIN, Legacy, at};
 use kit::page::bit;
 use kit::snippet::USER_BASE;
 use kit::trap::vector::GP;

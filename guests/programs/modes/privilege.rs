@@ -1,8 +1,8 @@
 //! Ring 3 outside long mode: the 32-bit task state segment, IRETD and RETF
 //! between levels, call gates with parameters, SYSENTER.
 
-use crate::legacy::{Legacy, at, restore_gate, set_gate, stub};
 use kit::cpu::{self, feature, msr};
+use kit::legacy::{Legacy, at, restore_gate, set_gate, stub};
 use kit::snippet::stack_top;
 use kit::tables::{self, KERNEL_CODE32, KERNEL_DATA, USER_CODE32, USER_DATA, field};
 use kit::trap::vector::*;

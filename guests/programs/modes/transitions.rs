@@ -1,7 +1,7 @@
 //! Leaving and entering long mode, and what forbids it (SDM vol. 3A 9.8.5).
 
-use crate::legacy::{self, CR4_PLAIN, at};
 use kit::cpu::{self, msr};
+use kit::legacy::{self, CR4_PLAIN, at};
 use kit::trap::vector::*;
 use kit::{Outcome, Report, boot, snippet32};
 

@@ -12,7 +12,7 @@ struct Layer {
     may_use: &'static [&'static str],
 }
 
-const LAYERS: [Layer; 9] = [
+const LAYERS: [Layer; 10] = [
     Layer { name: "definitions", crates: &["x86"], may_use: &[] },
     Layer {
         name: "contracts",
@@ -27,12 +27,18 @@ const LAYERS: [Layer; 9] = [
         crates: &["interpreter", "translator"],
         may_use: &["definitions", "contracts", "execution", "engines"],
     },
+    // What parts plug into.
+    Layer { name: "buses", crates: &["pci"], may_use: &["definitions", "contracts"] },
     // Never engines, and never another part.
-    Layer { name: "parts", crates: &["chipset", "boot"], may_use: &["definitions", "contracts"] },
+    Layer {
+        name: "parts",
+        crates: &["chipset", "boot", "virtio", "storage"],
+        may_use: &["definitions", "contracts", "buses"],
+    },
     Layer {
         name: "composition",
         crates: &["machine", "lifecycle"],
-        may_use: &["definitions", "contracts", "engines", "parts", "composition"],
+        may_use: &["definitions", "contracts", "engines", "buses", "parts", "composition"],
     },
     // Knows no VM.
     Layer { name: "images", crates: &["images"], may_use: &[] },
@@ -46,6 +52,7 @@ const LAYERS: [Layer; 9] = [
             "contracts",
             "execution",
             "engines",
+            "buses",
             "parts",
             "composition",
             "images",

@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{AcpiSpec, PM_LEN, bytes, table};
+use super::{AcpiSpec, PM_LEN, bytes, pci, table};
 
 /// Revision 2: integers have 64 bits.
 const REVISION: u8 = 2;
@@ -26,7 +26,14 @@ pub(super) fn build(spec: &AcpiSpec) -> Sdt {
     let sleep: &dyn Aml = &spec.sleep_type_s5;
     let s5 = Name::new("_S5_".into(), &Package::new(vec![sleep, sleep, &0_u8, &0_u8]));
     dsdt.append_slice(&bytes(&s5));
-    let devices = [serial(), clock(), motherboard(spec), processors(spec)].concat();
+    let bus = match &spec.pci {
+        Some(pci) => {
+            dsdt.append_slice(&pci::interrupt_model());
+            pci::host_bridge(pci)
+        }
+        None => Vec::new(),
+    };
+    let devices = [bus, serial(), clock(), motherboard(spec), processors(spec)].concat();
     dsdt.append_slice(&Scope::raw("_SB_".into(), devices));
     dsdt
 }
@@ -61,11 +68,13 @@ fn clock() -> Vec<u8> {
     device("RTC_", "PNP0B00", 0, vec![&ports(RTC_PORT, 2), &isa_interrupt(RTC_IRQ)])
 }
 
-/// Ports that no driver may take for something else.
+/// Ports, and the addresses of ECAM, that no driver may take for something else.
 fn motherboard(spec: &AcpiSpec) -> Vec<u8> {
     let mut ranges = vec![ports(spec.pm_base, PM_LEN)];
     ranges.extend(SYSTEM_PORTS.iter().map(|&(first, count)| ports(first, count)));
-    let resources = ranges.iter().map(|range| range as &dyn Aml).collect();
+    let ecam = spec.pci.as_ref().map(pci::ecam);
+    let resources = ranges.iter().map(|range| range as &dyn Aml);
+    let resources = resources.chain(ecam.iter().map(|range| range as &dyn Aml)).collect();
     device("MBRD", "PNP0C02", 0, resources)
 }
 

@@ -3,12 +3,14 @@
 //! The machine is a classic PC, not a hardware-reduced one: PM1 event and control registers with a
 //! fixed power button, the power-management timer, GPE0, a reset register, always in ACPI mode
 //! (there is no SMI command port). [`build`] places all tables in the ROM area, where kernels
-//! search for the RSDP: the FADT is in `fadt.rs`, the DSDT in `dsdt.rs`.
+//! search for the RSDP: the FADT is in `fadt.rs`, the DSDT in `dsdt.rs`, what there is of PCI in
+//! `pci.rs`.
 //!
 //! Neighbours: `chipset` has the devices that the tables describe.
 
 mod dsdt;
 mod fadt;
+mod pci;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -17,6 +19,7 @@ use acpi_tables::sdt::Sdt;
 use memory::{Gpa, GuestRam};
 
 use crate::BootError;
+pub use pci::PciSpec;
 
 /// Where the tables lie; the RSDP comes first.
 const AREA: u64 = 0xe_0000;
@@ -60,6 +63,8 @@ pub struct AcpiSpec {
     pub century: u8,
     /// Whether an 8042 keyboard controller is to be probed.
     pub has_8042: bool,
+    /// The PCI bus, if there is one.
+    pub pci: Option<PciSpec>,
 }
 
 /// An I/O APIC, as the MADT describes it.
@@ -75,7 +80,7 @@ pub struct IoApicSpec {
 
 impl AcpiSpec {
     /// The platform `pc` with these processors, as q35 has it: power management at port 0x600,
-    /// SCI on interrupt 9, reset by writing 6 to port 0xcf9, no 8042.
+    /// SCI on interrupt 9, reset by writing 6 to port 0xcf9, no 8042, no PCI.
     pub fn pc(apic_ids: &[u32]) -> Self {
         Self {
             apic_ids: apic_ids.to_vec(),
@@ -87,6 +92,7 @@ impl AcpiSpec {
             reset: (0xcf9, 6),
             century: 0x32,
             has_8042: false,
+            pci: None,
         }
     }
 
@@ -127,8 +133,9 @@ pub fn build(spec: &AcpiSpec, ram: &GuestRam) -> Result<u64, BootError> {
     let dsdt = area.append(dsdt::build(spec).as_slice());
     let fadt = area.append(&bytes(&fadt::build(spec, facs as u32, dsdt as u32)));
     let madt = area.append(madt(spec).as_slice());
+    let mcfg = spec.pci.as_ref().map(|pci| area.append(&bytes(&pci::mcfg(pci))));
     let mut xsdt = table(*b"XSDT", 1);
-    for address in [fadt, madt] {
+    for address in [fadt, madt].into_iter().chain(mcfg) {
         xsdt.append_slice(&address.to_le_bytes());
     }
     let xsdt = area.append(xsdt.as_slice());
@@ -158,6 +165,9 @@ fn check(spec: &AcpiSpec) -> Result<(), BootError> {
     }
     if spec.sleep_type_s5 > 7 {
         return bad(format!("a sleep type has 3 bits, not {:#x}", spec.sleep_type_s5));
+    }
+    if let Some(cause) = spec.pci.as_ref().and_then(PciSpec::fault) {
+        return bad(cause.to_owned());
     }
     Ok(())
 }

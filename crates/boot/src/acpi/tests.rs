@@ -39,6 +39,11 @@ fn table_at(ram: &GuestRam, gpa: u64) -> Vec<u8> {
 
 /// FADT, MADT and DSDT, found from the RSDP.
 fn tables(spec: &AcpiSpec) -> [Vec<u8>; 3] {
+    all_tables(spec).try_into().expect("there is no PCI")
+}
+
+/// The same, and what comes after the MADT.
+fn all_tables(spec: &AcpiSpec) -> Vec<Vec<u8>> {
     let (ram, rsdp) = guest(spec);
     assert_eq!(rsdp % 16, 0);
     let rsdp = read(&ram, rsdp, 36);
@@ -46,14 +51,35 @@ fn tables(spec: &AcpiSpec) -> [Vec<u8>; 3] {
     assert_sum(&rsdp[..20]);
     assert_sum(&rsdp);
     let xsdt = table_at(&ram, u64_of(&rsdp, 24));
-    assert!(xsdt.starts_with(b"XSDT") && xsdt.len() == 36 + 2 * 8);
+    assert!(xsdt.starts_with(b"XSDT"));
     let fadt = table_at(&ram, u64_of(&xsdt, 36));
     let madt = table_at(&ram, u64_of(&xsdt, 44));
     let dsdt = table_at(&ram, u64::from(u32_of(&fadt, 40)));
     let facs = u64::from(u32_of(&fadt, 36));
     assert_eq!(facs % 64, 0);
     assert_eq!(read(&ram, facs, 8), [b'F', b'A', b'C', b'S', 64, 0, 0, 0]);
-    [fadt, madt, dsdt]
+    let more = xsdt[52..].chunks(8).map(|at| table_at(&ram, u64_of(at, 0)));
+    [fadt, madt, dsdt].into_iter().chain(more).collect()
+}
+
+fn with_pci() -> AcpiSpec {
+    let pci = PciSpec {
+        ecam: (0xb000_0000, 0x1000_0000),
+        memory: (0xc000_0000, 0x3ec0_0000),
+        high_memory: (0x8_0000_0000, 0x8_0000_0000),
+        interrupts: [20, 21, 22, 23],
+        pic_interrupts: [10, 10, 11, 11],
+    };
+    AcpiSpec { pci: Some(pci), ..AcpiSpec::pc(&[0]) }
+}
+
+#[test]
+fn the_mcfg_has_ecam() {
+    let tables = all_tables(&with_pci());
+    let mcfg = &tables[3];
+    assert_eq!((&mcfg[..4], mcfg.len(), tables.len()), (&b"MCFG"[..], 60, 4));
+    assert_eq!(u64_of(mcfg, 44), 0xb000_0000);
+    assert_eq!(mcfg[52..], [0, 0, 0, 255, 0, 0, 0, 0], "segment and buses");
 }
 
 #[test]
@@ -116,6 +142,12 @@ fn large_apic_ids_have_x2apic_entries() {
     assert_eq!(entries.last().unwrap(), &[10, 12, 0, 0, 255, 255, 255, 255, 1, 0, 0, 0]);
 }
 
+fn bad_pci(change: impl Fn(&mut PciSpec)) -> AcpiSpec {
+    let mut spec = with_pci();
+    change(spec.pci.as_mut().unwrap());
+    spec
+}
+
 #[test]
 fn what_cannot_be_expressed_is_refused() {
     let ram = GuestRam::new(&[(0, 1 << 20)]).unwrap();
@@ -129,6 +161,10 @@ fn what_cannot_be_expressed_is_refused() {
         (AcpiSpec { gpe0_len: 32, ..pc() }, "GPE0"),
         (AcpiSpec { gpe0_len: 3, ..pc() }, "GPE0"),
         (AcpiSpec { sleep_type_s5: 8, ..pc() }, "3 bits"),
+        (bad_pci(|pci| pci.ecam.1 += 4096), "256 MiB"),
+        (bad_pci(|pci| pci.ecam.0 = 1 << 32), "ECAM"),
+        (bad_pci(|pci| pci.memory.1 = 0), "PCI window"),
+        (bad_pci(|pci| pci.high_memory.0 = u64::MAX), "high PCI window"),
     ] {
         let error = build(&spec, &ram).unwrap_err().to_string();
         assert!(error.contains(cause), "{error}");
@@ -153,8 +189,9 @@ fn disassemble(name: &str, table: &[u8]) -> Option<(String, String)> {
 
 #[test]
 fn the_reference_disassembler_finds_no_fault() {
-    let names = ["facp", "apic", "dsdt"];
-    for (name, table) in names.into_iter().zip(tables(&AcpiSpec::pc(&[0, 1, 2]))) {
+    let names = ["facp", "apic", "dsdt", "mcfg"];
+    let spec = AcpiSpec { apic_ids: vec![0, 1, 2], ..with_pci() };
+    for (name, table) in names.into_iter().zip(all_tables(&spec)) {
         let Some((source, log)) = disassemble(&format!("{name}.dat"), &table) else {
             eprintln!("skipped: iasl is not installed (package acpica-tools)");
             return;
@@ -164,7 +201,17 @@ fn the_reference_disassembler_finds_no_fault() {
             assert_eq!(line(&source).or_else(|| line(&log)), None, "{name}: {fault}");
         }
         if name == "dsdt" {
-            for wanted in ["_S5_", "PNP0501", "PNP0B00", "PNP0C02", "Device (C002)", "ACPI0007"] {
+            for wanted in [
+                "_S5_",
+                "PNP0501",
+                "PNP0B00",
+                "PNP0C02",
+                "Device (C002)",
+                "ACPI0007",
+                "PNP0A08",
+                "_PRT",
+                "PICF",
+            ] {
                 assert!(source.contains(wanted), "{wanted} in {source}");
             }
         }

@@ -86,8 +86,7 @@ fn a_file_that_shrinks_is_an_error() {
 #[test]
 fn bad_bzimages_are_refused() {
     assert_refused(bzimage_but(field::VERSION, &0x020b_u16.to_le_bytes()), "protocol 2.11");
-    assert_refused(bzimage_but(field::XLOAD_FLAGS, &[0]), "32-bit kernel");
-    assert_refused(bzimage_but(field::LOAD_FLAGS, &[0]), "32-bit kernel");
+    assert_refused(bzimage_but(field::LOAD_FLAGS, &[0]), "zImage");
     assert_refused(bzimage_but(field::ALIGNMENT, &3_u32.to_le_bytes()), "damaged header");
     for address in [0_u64, 0xf_ffff, 0xb000_0000, u64::MAX] {
         assert_refused(bzimage_but(field::PREFERRED, &address.to_le_bytes()), "load address");
@@ -305,6 +304,12 @@ fn load_mutations(file: &[u8], hot: std::ops::Range<usize>, seed: u64) -> (u32, 
                 let init_size = u64::from(guest.u32(boot_params + field::INIT_SIZE as u64));
                 assert!(entry >= MIB + 0x200 && initrd + 10_000 <= 64 * MIB, "round {round}");
                 assert!(initrd >= entry - 0x200 + init_size || entry == MIB + 0x200);
+                assert_eq!(guest.bytes(initrd, 6), b"070701");
+            }
+            Ok(EntryState::Linux32 { entry, boot_params }) => {
+                good += 1;
+                let initrd = u64::from(guest.u32(u64::from(boot_params) + 0x218));
+                assert!(u64::from(entry) >= MIB && initrd + 10_000 <= 64 * MIB, "round {round}");
                 assert_eq!(guest.bytes(initrd, 6), b"070701");
             }
             Ok(EntryState::Pvh { entry, start_info }) => {

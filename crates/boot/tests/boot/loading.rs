@@ -75,6 +75,15 @@ fn a_bzimage_is_loaded_whole() {
 }
 
 #[test]
+fn a_32_bit_bzimage_is_entered_at_its_start() {
+    let guest = Guest::new(64 * MIB);
+    let entry = guest.load(bzimage_but(field::XLOAD_FLAGS, &[0]), None, CMDLINE).unwrap();
+    let EntryState::Linux32 { entry, boot_params } = entry else { panic!("{entry:?}") };
+    assert_eq!(u64::from(entry), KERNEL_ADDRESS);
+    assert_eq!(guest.bytes(u64::from(boot_params) + field::MAGIC as u64, 4), b"HdrS");
+}
+
+#[test]
 fn an_elf_is_loaded_whole() {
     for size in SIZES {
         let guest = Guest::new(size);

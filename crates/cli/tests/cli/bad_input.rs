@@ -43,7 +43,8 @@ fn unknown_options_and_values_are_usage_errors() {
 fn what_later_versions_do_is_refused_by_name() {
     let kernel = Kernel::new(&guests::power_off());
     for args in [
-        &["--disk", "disk.img"][..],
+        &["--disk", "disk.img,overlay"][..],
+        &["--disk", "disk.img,format=qcow2"],
         &["--net", "user"],
         &["--module", "x"],
         &["--gdb", "localhost:1"],

@@ -29,9 +29,8 @@ impl Cpu {
             (feature::SMEP, cr4::SMEP),
             (feature::SMAP, cr4::SMAP),
         ];
-        let base = cr4::VME
-            | cr4::PVI
-            | cr4::TSD
+        // No VME and PVI: no profile offers the extensions of virtual-8086 mode.
+        let base = cr4::TSD
             | cr4::DE
             | cr4::PSE
             | cr4::PAE
@@ -58,10 +57,11 @@ impl Cpu {
         let turned_off = !pages && self.cr0 & cr0::PG != 0;
         let cs_long = self.segment[seg::CS].long();
         if turned_on && self.efer & efer::LME != 0 {
-            self.require(self.cr4 & cr4::PAE != 0 && !cs_long)?;
+            let tss_16bit = self.tr.kind() & 8 == 0;
+            self.require(self.cr4 & cr4::PAE != 0 && !cs_long && !tss_16bit)?;
             self.efer |= efer::LMA;
-        } else if turned_on && self.cr4 & cr4::PAE != 0 {
-            self.load_pdptr(self.cr3)?;
+        } else if pages && (self.cr0 ^ value) & (cr0::PG | cr0::CD | cr0::NW) != 0 {
+            self.reload_pdptr(self.cr4, self.cr3)?;
         }
         if turned_off {
             let refused = self.long_mode() && self.is_64bit() || self.cr4 & cr4::PCIDE != 0;
@@ -82,8 +82,8 @@ impl Cpu {
         let keep = pcids && value & CR3_NOFLUSH != 0;
         let value = if pcids { value & !CR3_NOFLUSH } else { value };
         self.require(value >> self.profile.physical_bits() == 0)?;
-        if self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 && !self.long_mode() {
-            self.load_pdptr(value)?;
+        if self.cr0 & cr0::PG != 0 {
+            self.reload_pdptr(self.cr4, value)?;
         }
         self.cr3 = value;
         let pcid = if pcids { (value & PCID_MASK) as u16 } else { 0 };
@@ -95,8 +95,13 @@ impl Cpu {
         Ok(())
     }
 
-    /// Loads the PDPTE registers of legacy PAE paging (SDM vol. 3A 4.4.1).
-    fn load_pdptr(&mut self, cr3: u64) -> Step {
+    /// Loads the PDPTE registers when paging with `cr4` is PAE paging; #GP(0) for reserved bits in
+    /// an entry that is present. Writes to CR3 do this, and those to CR0 and CR4 that change what
+    /// SDM vol. 3A 4.4.1 lists. The caller knows that paging is or will be on.
+    pub(crate) fn reload_pdptr(&mut self, cr4: u64, cr3: u64) -> Step {
+        if cr4 & cr4::PAE == 0 || self.long_mode() {
+            return Ok(());
+        }
         let table = cr3 & 0xffff_ffe0;
         let mut entries = [0; 4];
         for (index, entry) in entries.iter_mut().enumerate() {
@@ -118,6 +123,10 @@ impl Cpu {
         }
         if changed & value & cr4::PCIDE != 0 {
             self.require(self.long_mode() && self.cr3 & PCID_MASK == 0)?;
+        }
+        let reloading = cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP;
+        if self.cr0 & cr0::PG != 0 && changed & reloading != 0 {
+            self.reload_pdptr(value, self.cr3)?;
         }
         self.cr4 = value;
         let flushing = cr4::PGE | cr4::PAE | cr4::PSE | cr4::PCIDE | cr4::SMEP | cr4::SMAP;

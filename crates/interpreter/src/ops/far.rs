@@ -1,6 +1,5 @@
-//! Far control transfer: JMP, CALL and RET far, call gates, IRET, INT n and its relatives.
-//!
-//! Task gates and task switches raise #GP: they come with the other legacy modes.
+//! Far control transfer: JMP, CALL and RET far, call gates, IRET, INT n and its relatives
+//! (SDM vol. 3A 5.8, vol. 3B 21.2 for virtual-8086 mode).
 
 use iced_x86::{Code, Instruction, Mnemonic};
 use memory::Scalar;
@@ -14,6 +13,7 @@ use super::{is_memory, widths};
 use crate::cpu::{Bus, Cpu, Exec, Raised, Step};
 use crate::events::{Event, NewStack, Source};
 use crate::op::Op;
+use crate::task::Switch;
 
 const RSP: u8 = gpr::RSP as u8;
 
@@ -50,8 +50,33 @@ impl Cpu {
             Some(system::CALL_GATE16) if !self.long_mode() => {
                 self.far_through_gate(bus, &found, selector, link)
             }
+            Some(
+                system::TSS_AVAILABLE
+                | system::TSS_BUSY
+                | system::TSS16_AVAILABLE
+                | system::TSS16_BUSY
+                | system::TASK_GATE,
+            ) if !self.long_mode() => self.far_to_task(bus, &found, selector, link),
             _ => self.fault(Exception::gp(error_of(selector))),
         }
+    }
+
+    /// JMP or CALL to a TSS or task gate (SDM vol. 3A 8.3). A task gate's own DPL is what counts.
+    fn far_to_task(&mut self, bus: Bus<'_>, found: &Descriptor, selector: u16, link: Link) -> Step {
+        let rpl = selector as u8 & 3;
+        if found.segment.dpl() < self.cpl || found.segment.dpl() < rpl {
+            return self.fault(Exception::gp(error_of(selector)));
+        }
+        let mut target = selector;
+        if found.system_type() == Some(system::TASK_GATE) {
+            if !found.segment.present() {
+                return self.fault(Exception::with_code(vector::NP, error_of(selector)));
+            }
+            target = (found.raw >> 16) as u16;
+        }
+        let tss = self.available_task(bus, target, 0)?;
+        let how = if link == Link::Call { Switch::Call } else { Switch::Jump };
+        self.switch_by_instruction(bus, &tss, how)
     }
 
     fn far_real(
@@ -66,15 +91,25 @@ impl Cpu {
             return self.fault(Exception::GP0);
         }
         if link == Link::Call {
-            let mut stack = self.present_stack(slot);
+            let mut stack = self.present_stack(slot, false);
             self.push_new(bus, &mut stack, u64::from(self.segment[seg::CS].selector))?;
             self.push_new(bus, &mut stack, self.rip())?;
             self.commit_stack(&stack);
         }
-        self.segment[seg::CS].selector = selector;
-        self.segment[seg::CS].base = u64::from(selector) << 4;
+        self.load_real_segment(seg::CS, selector);
         self.set_rip(offset);
         self.refresh_level();
+        Ok(())
+    }
+
+    /// Far RET and IRET in real and virtual-8086 mode, with the frame's bytes to release.
+    fn return_real(&mut self, selector: u16, offset: u64, released: u64) -> Step {
+        if offset > u64::from(self.segment[seg::CS].limit) {
+            return self.fault(Exception::GP0);
+        }
+        self.release_stack(released);
+        self.load_real_segment(seg::CS, selector);
+        self.set_rip(offset);
         Ok(())
     }
 
@@ -99,7 +134,7 @@ impl Cpu {
         let offset = truncate(offset, slot);
         self.check_entry(&segment, offset)?;
         if link == Link::Call {
-            let mut stack = self.present_stack(slot);
+            let mut stack = self.present_stack(slot, self.is_64bit());
             self.push_new(bus, &mut stack, u64::from(self.segment[seg::CS].selector))?;
             self.push_new(bus, &mut stack, self.rip())?;
             self.commit_stack(&stack);
@@ -195,7 +230,7 @@ impl Cpu {
         cpl: u8,
         slot: u64,
     ) -> Result<NewStack, Raised> {
-        let mut stack = self.present_stack(slot);
+        let mut stack = self.present_stack(slot, self.long_mode());
         if inner {
             stack = self.inner_stack(bus, 0, cpl, slot, 0)?;
             self.push_new(bus, &mut stack, u64::from(self.segment[seg::SS].selector))?;
@@ -273,7 +308,13 @@ impl Cpu {
             }
             return self.fault(Exception::GP0);
         }
-        self.stack_segment(bus, selector, cpl, vector::GP)
+        self.stack_segment(bus, selector, cpl, vector::GP, 0)
+    }
+
+    /// #GP(0) for what is sensitive to IOPL in virtual-8086 mode: PUSHF, POPF, INT n and IRET (SDM
+    /// vol. 3B 21.2.7). CLI, STI and port accesses have checks that cover this mode.
+    pub(crate) fn check_virtual_8086_iopl(&mut self) -> Step {
+        self.require(!self.virtual_8086() || self.iopl() == 3)
     }
 
     /// On return to an outer level, data segments that it may not use become null.
@@ -326,14 +367,7 @@ fn ret_far<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     let selector = cpu.peek::<W>(bus, W::BYTES)? as u16;
     let released = 2 * W::BYTES + op.imm;
     if !cpu.protected_mode() {
-        if offset > u64::from(cpu.segment[seg::CS].limit) {
-            return cpu.fault(Exception::GP0);
-        }
-        cpu.release_stack(released);
-        cpu.segment[seg::CS].selector = selector;
-        cpu.segment[seg::CS].base = u64::from(selector) << 4;
-        cpu.set_rip(offset);
-        return Ok(());
+        return cpu.return_real(selector, offset, released);
     }
     let outer = if selector as u8 & 3 > cpu.cpl {
         let rsp = cpu.peek::<W>(bus, released)?;
@@ -348,30 +382,22 @@ fn ret_far<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
 /// IRET, IRETD, IRETQ.
 fn iret<W: Scalar>(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
     cpu.leave_block = true;
-    if cpu.system_flags & rflags::VM != 0 {
-        return cpu.fault(Exception::GP0);
-    }
-    // A nested task would have to be switched to.
+    cpu.check_virtual_8086_iopl()?;
     if cpu.protected_mode() && cpu.system_flags & rflags::NT != 0 {
-        return cpu.fault(Exception::GP0);
+        cpu.require(!cpu.long_mode())?;
+        cpu.return_from_task(bus)?;
+        cpu.nmi_blocked = false;
+        return Ok(());
     }
     let offset = cpu.peek::<W>(bus, 0)?;
     let selector = cpu.peek::<W>(bus, W::BYTES)? as u16;
     let flags = cpu.peek::<W>(bus, 2 * W::BYTES)?;
     let writable = iret_flags::<W>(cpu);
     if !cpu.protected_mode() {
-        if offset > u64::from(cpu.segment[seg::CS].limit) {
-            return cpu.fault(Exception::GP0);
-        }
-        cpu.release_stack(3 * W::BYTES);
-        cpu.segment[seg::CS].selector = selector;
-        cpu.segment[seg::CS].base = u64::from(selector) << 4;
-        cpu.set_rip(offset);
+        cpu.return_real(selector, offset, 3 * W::BYTES)?;
+    } else if flags & rflags::VM != 0 && cpu.cpl == 0 && !cpu.long_mode() {
+        return return_to_8086(cpu, bus, selector, offset, flags);
     } else {
-        if flags & rflags::VM != 0 && cpu.cpl == 0 && !cpu.long_mode() {
-            // Virtual-8086 mode comes with the other legacy modes.
-            return cpu.fault(Exception::GP0);
-        }
         let outer = if cpu.is_64bit() || selector as u8 & 3 > cpu.cpl {
             let rsp = cpu.peek::<W>(bus, 3 * W::BYTES)?;
             Some((cpu.peek::<W>(bus, 4 * W::BYTES)? as u16, rsp))
@@ -386,7 +412,28 @@ fn iret<W: Scalar>(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
     Ok(())
 }
 
-/// The flags that IRET restores, by the level it runs at.
+/// IRETD at CPL 0 to virtual-8086 mode: above EFLAGS lie ESP, SS, ES, DS, FS and GS (SDM vol. 3B
+/// 21.2.5).
+fn return_to_8086(cpu: &mut Cpu, bus: Bus<'_>, cs: u16, offset: u64, flags: u64) -> Step {
+    const ESP: u64 = 12;
+    const SELECTORS: [(usize, u64); 5] =
+        [(seg::SS, 16), (seg::ES, 20), (seg::DS, 24), (seg::FS, 28), (seg::GS, 32)];
+    let pointer = cpu.peek::<u32>(bus, ESP)?;
+    let mut loaded = [Segment::virtual_8086(cs); 6];
+    for (index, at) in SELECTORS {
+        loaded[index] = Segment::virtual_8086(cpu.peek::<u32>(bus, at)? as u16);
+    }
+    cpu.require(offset <= u64::from(loaded[seg::CS].limit))?;
+    cpu.segment = loaded;
+    cpu.set_reg(RSP, pointer);
+    cpu.set_rip(offset);
+    cpu.set_rflags(flags);
+    cpu.nmi_blocked = false;
+    cpu.refresh();
+    Ok(())
+}
+
+/// The flags that IRET restores, by mode and level it runs at.
 fn iret_flags<W: Scalar>(cpu: &Cpu) -> u64 {
     let mut writable = rflags::ARITHMETIC | rflags::TF | rflags::DF | rflags::NT;
     if W::BYTES > 2 {
@@ -394,7 +441,7 @@ fn iret_flags<W: Scalar>(cpu: &Cpu) -> u64 {
     }
     if cpu.cpl == 0 {
         writable |= rflags::IOPL;
-        if W::BYTES > 2 {
+        if W::BYTES > 2 && cpu.protected_mode() {
             writable |= rflags::VIF | rflags::VIP;
         }
     }
@@ -412,9 +459,7 @@ fn software(cpu: &mut Cpu, bus: Bus<'_>, vector: u8) -> Step {
 }
 
 fn int(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
-    if cpu.system_flags & rflags::VM != 0 && cpu.iopl() < 3 {
-        return cpu.fault(Exception::GP0);
-    }
+    cpu.check_virtual_8086_iopl()?;
     software(cpu, bus, op.imm as u8)
 }
 
@@ -424,7 +469,7 @@ fn int3(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
 
 /// INT1: a debug trap without DPL check.
 fn int1(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
-    cpu.deliver(bus, Event { vector: vector::DB, error_code: None, source: Source::Trap })
+    cpu.deliver(bus, Event { vector: vector::DB, error_code: None, source: Source::Int1 })
 }
 
 fn into(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {

@@ -1,7 +1,7 @@
 //! MUL, IMUL, DIV, IDIV and MULX.
 //!
 //! Flags that the manual leaves undefined after a multiplication (SF, ZF, AF, PF) are as current
-//! Intel CPUs give them: SF, ZF and PF of the low half, AF clear.
+//! Intel CPUs give them: SF and PF of the low half, ZF and AF clear.
 
 use iced_x86::{Instruction, Mnemonic};
 use memory::Scalar;
@@ -31,6 +31,7 @@ fn write_product<W: Scalar>(cpu: &mut Cpu, product: u128) {
 
 fn multiply_flags<W: Scalar>(cpu: &mut Cpu, low: u64, overflow: bool) {
     cpu.flags.logic(bits::<W>(), low & mask::<W>());
+    cpu.flags.set_zf(false);
     cpu.flags.set_cf_of(overflow, overflow);
 }
 

@@ -3,7 +3,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 use memory::Scalar;
-use x86::cr::{cr4, efer, rflags};
+use x86::cr::{cr4, efer};
 use x86::exception::{Exception, vector};
 use x86::segment::{Segment, seg, system};
 
@@ -97,17 +97,12 @@ impl Cpu {
     /// Loads ES, SS, DS, FS or GS as MOV and POP do.
     pub(crate) fn load_segment(&mut self, bus: Bus<'_>, index: usize, selector: u16) -> Step {
         if !self.protected_mode() {
-            self.segment[index].selector = selector;
-            self.segment[index].base = u64::from(selector) << 4;
-            if self.system_flags & rflags::VM != 0 {
-                self.segment[index].limit = 0xffff;
-                self.segment[index].attributes = 0xf3;
-            }
+            self.load_real_segment(index, selector);
         } else if index == seg::SS {
-            let loaded = self.stack_segment(bus, selector, self.cpl, vector::GP)?;
+            let loaded = self.stack_segment(bus, selector, self.cpl, vector::GP, 0)?;
             self.segment[seg::SS] = loaded;
         } else {
-            let loaded = self.data_segment(bus, selector)?;
+            let loaded = self.data_segment(bus, selector, vector::GP, 0)?;
             self.segment[index] = loaded;
         }
         if index == seg::SS {
@@ -118,48 +113,70 @@ impl Cpu {
         Ok(())
     }
 
-    fn data_segment(&mut self, bus: Bus<'_>, selector: u16) -> Result<Segment, Raised> {
+    /// Loads a segment register in real or virtual-8086 mode. Real mode leaves limit and attributes
+    /// as they are, so that what protected mode loaded reaches beyond 64 KiB (SDM vol. 3A 10.9.2).
+    pub(crate) fn load_real_segment(&mut self, index: usize, selector: u16) {
+        if self.virtual_8086() {
+            self.segment[index] = Segment::virtual_8086(selector);
+        } else {
+            self.segment[index].selector = selector;
+            self.segment[index].base = u64::from(selector) << 4;
+        }
+    }
+
+    /// Checks a data segment; `bad` is the vector of a wrong one (#GP, or #TS in a task switch),
+    /// `external` the EXT bit of error codes.
+    pub(crate) fn data_segment(
+        &mut self,
+        bus: Bus<'_>,
+        selector: u16,
+        bad: u8,
+        external: u32,
+    ) -> Result<Segment, Raised> {
         if is_null(selector) {
             return Ok(Segment { selector, ..Segment::default() });
         }
-        let mut found = self.descriptor(bus, selector, vector::GP, 0)?;
+        let code = error_of(selector) | external;
+        let mut found = self.descriptor(bus, selector, bad, external)?;
         let segment = found.segment;
         let rpl = selector as u8 & 3;
         let privileged =
             !segment.is_conforming() && (rpl > segment.dpl() || self.cpl > segment.dpl());
         if !segment.is_readable() || privileged {
-            return self.fault(Exception::gp(error_of(selector)));
+            return self.fault(Exception::with_code(bad, code));
         }
         if !segment.present() {
-            return self.fault(Exception::with_code(vector::NP, error_of(selector)));
+            return self.fault(Exception::with_code(vector::NP, code));
         }
         self.mark_accessed(bus, &mut found)?;
         Ok(found.segment)
     }
 
     /// Checks a stack segment for privilege level `cpl`; `bad` is the vector of a wrong one (#GP,
-    /// or #TS when it comes from a TSS).
+    /// or #TS when it comes from a TSS), `external` the EXT bit of error codes.
     pub(crate) fn stack_segment(
         &mut self,
         bus: Bus<'_>,
         selector: u16,
         cpl: u8,
         bad: u8,
+        external: u32,
     ) -> Result<Segment, Raised> {
         let rpl = selector as u8 & 3;
+        let code = error_of(selector) | external;
         if is_null(selector) {
             if self.is_64bit() && cpl < 3 && rpl == cpl {
                 return Ok(null_stack(selector, cpl));
             }
-            return self.fault(Exception::with_code(bad, 0));
+            return self.fault(Exception::with_code(bad, external));
         }
-        let mut found = self.descriptor(bus, selector, bad, 0)?;
+        let mut found = self.descriptor(bus, selector, bad, external)?;
         let segment = found.segment;
         if rpl != cpl || !segment.is_writable() || segment.dpl() != cpl {
-            return self.fault(Exception::with_code(bad, error_of(selector)));
+            return self.fault(Exception::with_code(bad, code));
         }
         if !segment.present() {
-            return self.fault(Exception::with_code(vector::SS, error_of(selector)));
+            return self.fault(Exception::with_code(vector::SS, code));
         }
         self.mark_accessed(bus, &mut found)?;
         Ok(found.segment)

@@ -3,7 +3,6 @@
 use iced_x86::{Code, Instruction, Mnemonic};
 use memory::Scalar;
 use x86::cr::rflags;
-use x86::exception::Exception;
 use x86::gpr;
 use x86::segment::seg;
 
@@ -132,9 +131,7 @@ fn pop_segment<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
 }
 
 fn pushf<W: Scalar>(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
-    if cpu.system_flags & rflags::VM != 0 && cpu.iopl() < 3 {
-        return cpu.fault(Exception::GP0);
-    }
+    cpu.check_virtual_8086_iopl()?;
     // RF and VM are pushed as zero.
     let value = cpu.rflags() & !(rflags::RF | rflags::VM);
     cpu.push::<W>(bus, value)
@@ -142,9 +139,7 @@ fn pushf<W: Scalar>(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
 
 /// POPF: IOPL changes only at CPL 0, IF only when CPL <= IOPL, silently otherwise.
 fn popf<W: Scalar>(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
-    if cpu.system_flags & rflags::VM != 0 && cpu.iopl() < 3 {
-        return cpu.fault(Exception::GP0);
-    }
+    cpu.check_virtual_8086_iopl()?;
     let value = cpu.pop::<W>(bus)?;
     let mut writable =
         rflags::ARITHMETIC | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
@@ -154,10 +149,13 @@ fn popf<W: Scalar>(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
     if cpu.cpl <= cpu.iopl() {
         writable |= rflags::IF;
     }
+    let mut cleared = rflags::RF;
     if W::BYTES == 2 {
         writable &= 0xffff;
+    } else if !cpu.virtual_8086() {
+        cleared |= rflags::VIF | rflags::VIP;
     }
-    let kept = cpu.rflags() & !writable & !rflags::RF;
+    let kept = cpu.rflags() & !writable & !cleared;
     cpu.set_rflags(kept | value & writable);
     cpu.leave_block = true;
     Ok(())

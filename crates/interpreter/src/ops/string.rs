@@ -14,7 +14,7 @@ use x86::segment::seg;
 
 use super::{bits, mask};
 use crate::access::{Linear, Place};
-use crate::cpu::{Bus, Cpu, Exec, Raised, Step};
+use crate::cpu::{Bus, CodeSize, Cpu, Exec, Raised, Step};
 use crate::op::{FLAT, Op, REP, REPNE, read_reg, write_reg};
 use crate::tlb::Use;
 
@@ -208,21 +208,34 @@ fn plain_ram(cpu: &mut Cpu, at: Linear, usage: Use) -> Result<Option<RamOffset>,
 }
 
 /// Whether a repeated instruction may take several elements at once: forward, flat, not watched.
-fn may_run(cpu: &Cpu, op: &Op) -> bool {
-    op.has(REP | REPNE)
-        && cpu.is_64bit()
-        && op.address_mask == u64::MAX
+/// `source` is the segment of its source.
+fn may_run(cpu: &Cpu, op: &Op, source: Option<u8>) -> bool {
+    let flat = match cpu.code_size {
+        CodeSize::Bits64 => op.address_mask == u64::MAX && source.is_none_or(|s| s == FLAT),
+        _ => {
+            let is_flat = |index: usize| {
+                let segment = &cpu.segment[index];
+                segment.spans_all() && segment.base == 0
+            };
+            // A fault of the stack segment has a vector of its own.
+            let source = source.map(|s| usize::from(s) % 6);
+            op.address_mask == 0xffff_ffff
+                && is_flat(seg::ES)
+                && source.is_none_or(|s| s != seg::SS && is_flat(s))
+        }
+    };
+    flat && op.has(REP | REPNE)
         && cpu.system_flags & (DF | x86::cr::rflags::TF) == 0
         && !cpu.careful
 }
 
 fn rep_stos<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     for _ in 0..RUNS {
-        if !may_run(cpu, op) {
+        if !may_run(cpu, op, None) {
             break;
         }
-        let count = cpu.reg(RCX);
-        let to = Linear::system(cpu.reg(RDI));
+        let count = cpu.reg(RCX) & op.address_mask;
+        let to = Linear::system(cpu.reg(RDI) & op.address_mask);
         let run = count.min(run_in_page::<W>(to));
         if run == 0 {
             break;
@@ -230,8 +243,8 @@ fn rep_stos<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
         let Some(ram) = plain_ram(cpu, to, Use::Write)? else { break };
         let value = read_reg::<W>(cpu, RAX);
         fill::<W>(cpu, ram, run, value);
-        cpu.set_reg(RDI, to.address.wrapping_add(run * W::BYTES));
-        cpu.set_reg(RCX, count - run);
+        set_address(cpu, op, RDI, to.address.wrapping_add(run * W::BYTES));
+        set_address(cpu, op, RCX, count - run);
     }
     narrow(cpu, op, &[RDI]);
     repeat(cpu, op, bus, stos::<W>)
@@ -251,12 +264,12 @@ fn fill<W: Scalar>(cpu: &Cpu, to: RamOffset, count: u64, value: u64) {
 
 fn rep_movs<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     for _ in 0..RUNS {
-        if !may_run(cpu, op) || op.segment != FLAT {
+        if !may_run(cpu, op, Some(op.segment)) {
             break;
         }
-        let count = cpu.reg(RCX);
-        let from = Linear::system(cpu.reg(RSI));
-        let to = Linear::system(cpu.reg(RDI));
+        let count = cpu.reg(RCX) & op.address_mask;
+        let from = Linear::system(cpu.reg(RSI) & op.address_mask);
+        let to = Linear::system(cpu.reg(RDI) & op.address_mask);
         let run = count.min(run_in_page::<W>(from)).min(run_in_page::<W>(to));
         // A destination shortly above its source repeats a pattern, element by element.
         let overlap = to.address.wrapping_sub(from.address) < run * W::BYTES;
@@ -270,9 +283,9 @@ fn rep_movs<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
             break;
         }
         cpu.ram.copy_within(source, target, run * W::BYTES);
-        cpu.set_reg(RSI, from.address.wrapping_add(run * W::BYTES));
-        cpu.set_reg(RDI, to.address.wrapping_add(run * W::BYTES));
-        cpu.set_reg(RCX, count - run);
+        set_address(cpu, op, RSI, from.address.wrapping_add(run * W::BYTES));
+        set_address(cpu, op, RDI, to.address.wrapping_add(run * W::BYTES));
+        set_address(cpu, op, RCX, count - run);
     }
     narrow(cpu, op, &[RSI, RDI]);
     repeat(cpu, op, bus, movs::<W>)

@@ -1,0 +1,168 @@
+//! The PCI bus of the platform `pc` and what is on it.
+//!
+//! | function | where | interrupt |
+//! | --- | --- | --- |
+//! | host bridge 8086:29c0 | 00:00.0, ECAM at 0xb000_0000 | |
+//! | entropy device | 00:01.0 | MSI-X, or I/O APIC input 21 |
+//! | disks | from 00:02.0 on | MSI-X, or I/O APIC inputs 20 to 23 in turn |
+//! | LPC bridge 8086:2918 | 00:1f.0 | |
+//!
+//! All addresses that are neither RAM nor a device of the platform lead to the bus, so that BARs
+//! move without anybody's help.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use backend::{Disk, HostEntropy};
+use boot::MemoryMap;
+use boot::acpi::PciSpec;
+use chipset::{AcpiPm, IoApic, Pic};
+use device::{Device, InterruptLine, MsiSender, Width};
+use lapic::Fabric;
+use memory::GuestRam;
+use pci::{
+    Address, Assignment, Function, HostBridge, LpcBridge, PIRQS, Root, SharedLine, Window, pirq,
+};
+use virtio::{Block, Dma, Entropy, VirtioDevice, VirtioPci};
+
+use crate::{MachineError, MmioMap, PortMap};
+
+/// Slot of the entropy device.
+const ENTROPY_SLOT: u8 = 1;
+/// Slot of the first disk.
+const FIRST_DISK_SLOT: u8 = 2;
+/// Slot of the LPC bridge.
+const LPC_SLOT: u8 = 0x1f;
+/// Input of the I/O APIC that PIRQA# leads to.
+const FIRST_PIRQ_GSI: u8 = 16;
+/// Interrupts of the PIC that PIRQ lines can be routed to: those without a device of the ISA bus.
+const FREE_PIC_IRQS: [u8; 8] = [3, 5, 6, 7, 10, 11, 14, 15];
+/// End of the guest-physical addresses (Intel SDM vol. 3A 4.1.4: at most 52 bits).
+const ADDRESS_SPACE: u64 = 1 << 52;
+/// The ELCR of the second PIC: triggers of interrupts 8 to 15.
+const ELCR: u16 = 0x4d1;
+
+/// The most disks that there are slots for.
+pub(crate) const MAX_DISKS: usize = (LPC_SLOT - FIRST_DISK_SLOT) as usize;
+
+/// What the bus is connected to.
+pub(crate) struct BusSurroundings<'a> {
+    pub(crate) ram: &'a Arc<GuestRam>,
+    pub(crate) fabric: &'a Arc<Fabric>,
+    pub(crate) pic: &'a Arc<Pic>,
+    pub(crate) io_apic: &'a IoApic,
+    pub(crate) disks: &'a [Arc<dyn Disk>],
+}
+
+/// The bus and its functions.
+pub(crate) struct PciBus {
+    pub(crate) root: Arc<Root>,
+    /// Devices that have a thread.
+    pub(crate) virtio: Vec<Arc<VirtioPci>>,
+    /// What is saved, in the order in which it is restored: the bus after its functions.
+    pub(crate) devices: Vec<(Cow<'static, str>, Arc<dyn Device>)>,
+}
+
+impl PciBus {
+    /// Builds the bus with a disk for each of `disks`, in order.
+    pub(crate) fn new(around: &BusSurroundings<'_>) -> Result<Self, MachineError> {
+        let host = Arc::new(HostBridge::new());
+        let lpc = Arc::new(lpc_bridge(around.pic, around.io_apic));
+        let mut bus = Population::new(around, &lpc);
+        let entropy = HostEntropy::open()
+            .map_err(|cause| MachineError::Host { action: "open /dev/urandom", cause })?;
+        bus.add(ENTROPY_SLOT, Box::new(Entropy::new(Arc::new(entropy))))?;
+        for (index, disk) in (0..).zip(around.disks) {
+            let block = Block::new(Arc::clone(disk), &format!("disk{index}"));
+            bus.add(FIRST_DISK_SLOT + index, Box::new(block))?;
+        }
+        let Population { mut functions, virtio, .. } = bus;
+        let devices = virtio.iter().map(|(at, device)| (name(*at), Arc::clone(device) as _));
+        let mut all: Vec<(_, Arc<dyn Device>)> =
+            vec![("0".into(), Arc::clone(&host) as _), ("0".into(), Arc::clone(&lpc) as _)];
+        all.extend(devices);
+        functions.push((Address::new(LPC_SLOT, 0), lpc));
+        let root = Arc::new(Root::new(host, functions));
+        all.push(("0".into(), Arc::clone(&root) as _));
+        let virtio = virtio.into_iter().map(|(_, device)| device).collect();
+        Ok(Self { root, virtio, devices: all })
+    }
+
+    /// Leads all addresses to the bus that nobody else has.
+    pub(crate) fn claim(&self, mmio: &mut MmioMap, map: &MemoryMap) -> Result<(), MachineError> {
+        let low = (map.low_end(), MemoryMap::PCI_MEMORY + MemoryMap::PCI_MEMORY_LEN);
+        for (first, end) in [low, (map.high_end(), ADDRESS_SPACE)] {
+            let window = Arc::new(Window::new(&self.root, first));
+            mmio.insert("pci", first, end - first, window)?;
+        }
+        Ok(())
+    }
+
+    /// Does what firmware does after a reset: places the BARs, and makes the interrupts that PIRQ
+    /// lines are routed to level-triggered at the PIC.
+    pub(crate) fn configure(&self, ports: &PortMap) {
+        let first = MemoryMap::PCI_MEMORY as u32;
+        let last = first + (MemoryMap::PCI_MEMORY_LEN - 1) as u32;
+        Assignment { first, last }.apply(&self.root);
+        let level = LpcBridge::PIC_IRQS.iter().fold(0, |bits, irq| bits | 1 << (irq - 8));
+        ports.write(ELCR, Width::Byte, level);
+    }
+}
+
+/// What the ACPI tables say of the bus.
+pub(crate) fn acpi_spec(map: &MemoryMap) -> PciSpec {
+    // The slot whose INTA# leads to each of the four lines that slots take turns in.
+    let lines = [0, 1, 2, 3].map(|slot| pirq(slot, 0));
+    PciSpec {
+        ecam: (HostBridge::ECAM, HostBridge::ECAM_LEN),
+        memory: (MemoryMap::PCI_MEMORY, MemoryMap::PCI_MEMORY_LEN),
+        high_memory: (map.pci_high_memory(), MemoryMap::PCI_HIGH_MEMORY_LEN),
+        interrupts: lines.map(|line| u32::from(FIRST_PIRQ_GSI) + line as u32),
+        pic_interrupts: lines.map(|line| u32::from(LpcBridge::PIC_IRQS[line % 4 / 2])),
+    }
+}
+
+/// The instance of the function at `address` in the saved state.
+fn name(address: Address) -> Cow<'static, str> {
+    address.to_string().into()
+}
+
+fn lpc_bridge(pic: &Pic, io_apic: &IoApic) -> LpcBridge {
+    let inputs = std::array::from_fn(|index| io_apic.line(FIRST_PIRQ_GSI + index as u8));
+    let irqs = FREE_PIC_IRQS.map(|irq| (irq, pic.line(irq)));
+    LpcBridge::new(AcpiPm::BASE, inputs, irqs.to_vec())
+}
+
+/// The functions, while they are added.
+struct Population {
+    dma: Dma,
+    messages: Arc<dyn MsiSender>,
+    lines: [Arc<SharedLine>; PIRQS],
+    functions: Vec<(Address, Arc<dyn Function>)>,
+    virtio: Vec<(Address, Arc<VirtioPci>)>,
+}
+
+impl Population {
+    fn new(around: &BusSurroundings<'_>, lpc: &LpcBridge) -> Self {
+        let vcpus = Arc::clone(around.fabric);
+        // A vCPU that looks up finds that code has changed.
+        let code_written = Arc::new(move || vcpus.mailboxes().iter().for_each(|m| m.kick()));
+        Self {
+            dma: Dma::new(Arc::clone(around.ram), code_written),
+            messages: Arc::clone(around.fabric) as _,
+            lines: std::array::from_fn(|index| SharedLine::new(lpc.pirq(index))),
+            functions: Vec::new(),
+            virtio: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, slot: u8, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
+        let line: Arc<dyn InterruptLine> = self.lines[pirq(slot, 0)].input();
+        let device = VirtioPci::new(device, self.dma.clone(), Arc::clone(&self.messages), line)
+            .map_err(|cause| MachineError::Host { action: "start a device's thread", cause })?;
+        let (address, device) = (Address::new(slot, 0), Arc::new(device));
+        self.functions.push((address, Arc::clone(&device) as _));
+        self.virtio.push((address, device));
+        Ok(())
+    }
+}

@@ -1,0 +1,7 @@
+//! The two functions that make a PCI bus a q35.
+
+mod host_bridge;
+mod lpc;
+
+pub use host_bridge::HostBridge;
+pub use lpc::{LpcBridge, PIRQS, pirq};

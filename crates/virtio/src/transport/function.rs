@@ -1,0 +1,210 @@
+//! The state of a virtio function, and what happens to it.
+
+use device::Message;
+use pci::{ConfigSpace, Msix, command};
+
+use super::layout::{self, Layout};
+use crate::common::{Common, Request, status};
+use crate::queue::RingFeatures;
+use crate::{Chain, DeviceError, DeviceKind, Dma, VirtioDevice};
+
+/// ISR status: a queue has finished requests.
+const ISR_QUEUE: u8 = 1 << 0;
+/// ISR status: the configuration, or the device's status, has changed.
+const ISR_CONFIG: u8 = 1 << 1;
+/// All bits of the ISR status.
+pub(super) const ISR_BITS: u8 = ISR_QUEUE | ISR_CONFIG;
+
+/// What is to be done when the state is unlocked.
+#[derive(Default)]
+pub(super) struct Effects {
+    pub(super) messages: Vec<Message>,
+    /// The thread may have something to do.
+    pub(super) kick: bool,
+}
+
+/// A request that the thread executes.
+pub(super) struct Job {
+    pub(super) chain: Chain,
+    pub(super) features: u64,
+    queue: usize,
+    /// The device's life that it belongs to.
+    life: u64,
+}
+
+pub(super) struct State {
+    pub(super) config: ConfigSpace,
+    pub(super) msix: Msix,
+    pub(super) common: Common,
+    /// ISR status; only used without MSI-X.
+    pub(super) isr: u8,
+    pub(super) layout: Layout,
+    /// The thread executes a request.
+    in_flight: bool,
+    /// The driver wants a reset, which waits for that request.
+    resetting: bool,
+    /// Counts resets, so that the result of a request from before is not taken for a new one's.
+    life: u64,
+}
+
+impl State {
+    pub(super) fn new(kind: DeviceKind, features: u64, queues: &[u16]) -> Self {
+        let (config, msix, layout) = layout::function(kind, queues.len() as u16);
+        let common = Common::new(features, msix.count(), queues);
+        let (in_flight, resetting) = (false, false);
+        Self { config, msix, common, isr: 0, layout, in_flight, resetting, life: 0 }
+    }
+
+    /// The level of INTA#.
+    pub(super) fn level(&self) -> bool {
+        let disabled = self.config.command() & command::INTX_DISABLE != 0;
+        self.isr != 0 && !disabled && !self.msix.is_enabled(&self.config)
+    }
+
+    /// As after power-on.
+    pub(super) fn power_on(&mut self) {
+        self.config.reset();
+        self.msix.reset();
+        self.reset();
+    }
+
+    /// As after a reset by the driver.
+    fn reset(&mut self) {
+        self.common.reset();
+        self.isr = 0;
+        self.resetting = false;
+        self.life = self.life.wrapping_add(1);
+    }
+
+    /// Reads from the register BAR.
+    pub(super) fn read(&mut self, offset: u64, data: &mut [u8], device: &dyn VirtioDevice) {
+        let at = (offset % layout::PAGE) as usize;
+        match offset / layout::PAGE {
+            layout::COMMON => fill(data, &self.common.image(), at),
+            layout::ISR => {
+                fill(data, &[self.isr], at);
+                if at == 0 {
+                    self.isr = 0;
+                }
+            }
+            layout::DEVICE => fill(data, device.config(), at),
+            _ => data.fill(0xff),
+        }
+    }
+
+    /// Writes to the register BAR.
+    pub(super) fn write(&mut self, offset: u64, data: &[u8], effects: &mut Effects) {
+        match offset / layout::PAGE {
+            // A device that is being reset listens to nothing.
+            layout::COMMON if !self.resetting => match self.common.write(offset, data) {
+                Request::Nothing => {}
+                Request::Start => effects.kick = true,
+                Request::Reset if self.in_flight => self.resetting = true,
+                Request::Reset => self.reset(),
+            },
+            layout::NOTIFY => effects.kick = self.common.is_live(),
+            _ => {}
+        }
+    }
+
+    /// Writes to configuration space.
+    pub(super) fn write_config(&mut self, offset: u16, data: &[u8], effects: &mut Effects) {
+        let before = self.config.command();
+        self.config.write(offset, data);
+        effects.messages = self.msix.unmasked(&self.config);
+        // What waited for access to memory can go on.
+        effects.kick = !before & self.config.command() & command::BUS_MASTER != 0;
+    }
+
+    /// Writes to the MSI-X table.
+    pub(super) fn write_msix(&mut self, offset: u64, data: &[u8], effects: &mut Effects) {
+        self.msix.write(offset, data);
+        effects.messages = self.msix.unmasked(&self.config);
+    }
+
+    /// Takes the next request of a queue, if there is one and the device may.
+    pub(super) fn take(&mut self, queue: usize, dma: &Dma, effects: &mut Effects) -> Option<Job> {
+        if self.resetting || !self.may_access_memory() {
+            return None;
+        }
+        let features = self.common.driver_features;
+        let ring = self.common.queues.get_mut(queue).filter(|queue| queue.enabled)?;
+        match ring.pop(dma, RingFeatures::new(features)) {
+            Ok(chain) => {
+                let chain = chain?;
+                self.in_flight = true;
+                Some(Job { chain, features, queue, life: self.life })
+            }
+            Err(_) => {
+                self.fail(effects);
+                None
+            }
+        }
+    }
+
+    /// A request is done.
+    pub(super) fn finish(
+        &mut self,
+        job: &Job,
+        result: Result<u32, DeviceError>,
+        dma: &Dma,
+        effects: &mut Effects,
+    ) {
+        self.in_flight = false;
+        if self.resetting {
+            self.reset();
+        }
+        if self.life != job.life {
+            return;
+        }
+        let ring = self.common.queues.get_mut(job.queue);
+        let returned = match (result, ring) {
+            (Ok(written), Some(ring)) => ring.push(dma, job.chain.head, written).is_ok(),
+            _ => false,
+        };
+        if !returned {
+            self.fail(effects);
+        }
+    }
+
+    /// Interrupts the driver if it wants to know of what a queue has finished.
+    pub(super) fn tell(&mut self, queue: usize, dma: &Dma, effects: &mut Effects) {
+        if self.resetting || !self.may_access_memory() {
+            return;
+        }
+        let features = RingFeatures::new(self.common.driver_features);
+        let ring = self.common.queues.get_mut(queue).filter(|queue| queue.enabled);
+        let Some(ring) = ring else { return };
+        let vector = ring.vector;
+        match ring.must_signal(dma, features) {
+            Ok(true) => self.interrupt(vector, ISR_QUEUE, effects),
+            Ok(false) => {}
+            Err(_) => self.fail(effects),
+        }
+    }
+
+    fn may_access_memory(&self) -> bool {
+        self.common.is_live() && self.config.command() & command::BUS_MASTER != 0
+    }
+
+    /// The driver broke the rules: the device stops until it is reset (2.1.2).
+    fn fail(&mut self, effects: &mut Effects) {
+        self.common.status |= status::NEEDS_RESET;
+        self.interrupt(self.common.config_vector, ISR_CONFIG, effects);
+    }
+
+    fn interrupt(&mut self, vector: u16, isr: u8, effects: &mut Effects) {
+        if self.msix.is_enabled(&self.config) {
+            effects.messages.extend(self.msix.fire(vector, &self.config));
+        } else {
+            self.isr |= isr;
+        }
+    }
+}
+
+/// Reads from a structure; beyond its end there is nobody.
+fn fill(data: &mut [u8], structure: &[u8], at: usize) {
+    for (index, byte) in data.iter_mut().enumerate() {
+        *byte = structure.get(at + index).copied().unwrap_or(0xff);
+    }
+}
