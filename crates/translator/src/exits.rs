@@ -77,6 +77,7 @@ impl TranslatorVcpu {
         let (linear, page) = (context.linear, context.page);
         self.follow_system();
         self.counters.exits[kind as usize] += 1;
+        let drops = self.cache_drops();
         let entry = &mut self.records[number];
         entry.taken = entry.taken.saturating_add(1);
         let record = *entry;
@@ -97,6 +98,10 @@ impl TranslatorVcpu {
         }
         self.store_registers(page.wrapping_add(u64::from(record.offset)));
         self.settle_budget(u64::from(record.left));
+        if self.cache_drops() != drops {
+            // The record is gone with the cache; the dispatcher goes on from the registers.
+            return None;
+        }
         self.interpret(bus, &record, number)
     }
 
