@@ -123,8 +123,7 @@ impl TranslatorVcpu {
         self.follow_changes();
         self.set_alarm(bus);
         if self.interpreter.must_interpret() {
-            self.interpreter.step(bus);
-            return None;
+            return self.interpreter.interpret(bus);
         }
         let found = self.interpreter.locate_code().and_then(|at| self.block(at));
         let short = |block: &Block| {
