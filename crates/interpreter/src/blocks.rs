@@ -34,7 +34,7 @@ const EMPTY: Slot = Slot { key: NO_BLOCK, version: 0, start: 0, len: 0 };
 pub(crate) struct Blocks {
     table: Box<[Slot]>,
     ops: Vec<Op>,
-    /// Longest block, in instructions: bounds how long an interrupt waits.
+    /// Longest block of 64-bit code, in instructions: bounds how long an interrupt waits.
     pub(crate) longest: usize,
     pub(crate) decoded: u64,
     pub(crate) drops: u64,
@@ -82,9 +82,11 @@ impl Blocks {
         let rest = 4096 - (at.0 % 4096) as usize;
         let code = &mut code[..rest.min(MAX_BLOCK * MAX_LENGTH)];
         cpu.ram.read_at(at, code);
+        // Only 64-bit code is ever translated.
+        let longest = if cpu.code_size == CodeSize::Bits64 { self.longest } else { MAX_BLOCK };
         let mut start = self.ops.len();
         let mut offset = 0;
-        while self.ops.len() - start < self.longest && offset < code.len() {
+        while self.ops.len() - start < longest && offset < code.len() {
             match decode(cpu, &code[offset..]) {
                 Ok(Decoded::Op(op, flow)) => {
                     offset += usize::from(op.len);

@@ -91,6 +91,9 @@ pub enum AccessMode {
     User,
 }
 
+/// Blocks that are interpreted before the translator follows the changes of address translation.
+const LONGEST_RUN: u32 = 1024;
+
 /// The bits of [`Registers::flags`].
 pub const CARRIED_FLAGS: u64 = rflags::ARITHMETIC | rflags::DF;
 
@@ -158,6 +161,23 @@ impl InterpreterVcpu {
             || self.cpu.shadow != Shadow::None
             || self.cpu.system_flags & rflags::DF != 0
             || !matches!(self.cpu.cpl, 0 | 3)
+    }
+
+    /// Executes what [`InterpreterVcpu::must_interpret`] says, serving events in between: one
+    /// instruction of 64-bit code, else many blocks. `Some` leaves `run`.
+    pub fn interpret(&mut self, bus: &dyn CpuBus) -> Option<VcpuExit> {
+        for _ in 0..LONGEST_RUN {
+            if self.cpu.is_64bit() {
+                self.execute(bus, 1);
+                break;
+            }
+            let left = self.budget.unwrap_or(u64::MAX);
+            self.execute(bus, usize::try_from(left).unwrap_or(usize::MAX));
+            if let Some(exit) = self.boundary(bus) {
+                return Some(exit);
+            }
+        }
+        None
     }
 
     /// Executes one instruction, or delivers its fault.

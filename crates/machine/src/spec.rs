@@ -166,6 +166,14 @@ mod tests {
     }
 
     #[test]
+    fn disks_are_bounded_by_the_slots() {
+        let disk = DiskSpec { size: 512, read_only: false };
+        let with = |count| MachineSpec { disks: vec![disk; count], ..MachineSpec::new(64 << 20) };
+        assert!(with(MAX_DISKS).check().is_ok());
+        assert!(message(&with(MAX_DISKS + 1)).contains("--disk"));
+    }
+
+    #[test]
     fn a_spec_is_readable_and_strict() {
         let json = serde_json::to_string(&MachineSpec::new(64 << 20)).unwrap();
         assert!(json.contains(r#""platform":"pc""#) && json.contains(r#""cpu":"portable""#));

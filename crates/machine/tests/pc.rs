@@ -277,3 +277,65 @@ fn a_missing_device_is_named() {
     let error = pc.machine.restore_devices(&mut archive).unwrap_err().to_string();
     assert!(error.contains("pit/0"), "{error}");
 }
+
+fn config(pc: &Pc, slot: u32, register: u32) -> u32 {
+    pc.bus.port_write(0xcf8, Width::Dword, 1 << 31 | slot << 11 | register);
+    pc.read(0xcfc, Width::Dword)
+}
+
+fn set_config(pc: &Pc, slot: u32, register: u32, value: u32) {
+    pc.bus.port_write(0xcf8, Width::Dword, 1 << 31 | slot << 11 | register);
+    pc.bus.port_write(0xcfc, Width::Dword, value);
+}
+
+fn peek(pc: &Pc, gpa: u64) -> u32 {
+    let mut data = [0; 4];
+    assert_eq!(pc.bus.mmio_read(gpa, &mut data), Answer::Done(()));
+    u32::from_le_bytes(data)
+}
+
+#[test]
+fn functions_are_found_by_ports_and_by_ecam() {
+    let pc = pc();
+    for (slot, id) in [(0, 0x29c0_8086), (1, 0x1044_1af4), (2, u32::MAX), (31, 0x2918_8086)] {
+        assert_eq!(config(&pc, slot, 0), id);
+        assert_eq!(peek(&pc, 0xb000_0000 + (u64::from(slot) << 15)), id);
+    }
+    // The LPC bridge says where the power-management block is.
+    assert_eq!(config(&pc, 31, 0x40), 0x601);
+}
+
+#[test]
+fn bars_go_where_nobody_else_is() {
+    let pc = pc();
+    // Register BAR of the entropy device: number of queues and status, the device id being known.
+    let queues = |at: u64| peek(&pc, at + 0x10) >> 16;
+    for base in [0xc000_0000_u64, 0x10_0000_0000, 0x0100_0000] {
+        set_config(&pc, 1, 0x20, base as u32);
+        set_config(&pc, 1, 0x24, (base >> 32) as u32);
+        set_config(&pc, 1, 0x04, 6);
+        assert_eq!(queues(base), 1, "{base:#x}");
+        set_config(&pc, 1, 0x04, 0);
+        assert_eq!(queues(base), 0xffff, "{base:#x}");
+    }
+    // Over a device of the platform, and over RAM, it is not reached.
+    set_config(&pc, 1, 0x04, 6);
+    for base in [0xfec0_0000, 0] {
+        let before = (peek(&pc, base), peek(&pc, base + 0x10));
+        set_config(&pc, 1, 0x20, base as u32);
+        set_config(&pc, 1, 0x24, 0);
+        assert_eq!((peek(&pc, base), peek(&pc, base + 0x10)), before, "{base:#x}");
+    }
+}
+
+#[test]
+fn other_disks_than_the_specifications_are_refused() {
+    let disk = Arc::new(backend::MemoryDisk::new(8)) as Arc<dyn backend::Disk>;
+    let spec = MachineSpec::new(16 << 20);
+    let console = CaptureConsole::new(16);
+    let host = HostSide { disks: vec![disk], ..HostSide::new(console) };
+    let profile = CpuLevel::Portable.profile().unwrap();
+    let Err(error) = Machine::new(spec, profile, host) else { panic!("a machine was made") };
+    let text = error.to_string();
+    assert!(text.contains("no disks") && text.contains("4096 bytes"), "{text}");
+}

@@ -140,8 +140,7 @@ impl TranslatorVcpu {
         self.follow_changes();
         self.set_alarm(bus);
         if self.interpreter.must_interpret() {
-            self.interpreter.step(bus);
-            return None;
+            return self.interpreter.interpret(bus);
         }
         let rip = self.interpreter.registers().rip;
         let mode = self.interpreter.access_mode();

@@ -39,5 +39,5 @@ pub use chain::{Chain, Reader, Segment, Writer};
 pub use device::{DeviceError, DeviceKind, VirtioDevice};
 pub use dma::{Dma, NotRam};
 pub use entropy::Entropy;
-pub use queue::{Queue, QueueError};
+pub use queue::{Queue, QueueError, RingFeatures};
 pub use transport::VirtioPci;

@@ -13,21 +13,27 @@ mod input;
 mod interpreter_step;
 mod kernel_loader;
 mod page_walk;
+mod pci_config;
 mod saved_state;
+mod virtqueue;
 
 pub use input::Input;
 pub use interpreter_step::interpreter_step;
 pub use kernel_loader::kernel_loader;
 pub use page_walk::page_walk;
+pub use pci_config::pci_config;
 pub use saved_state::saved_state;
+pub use virtqueue::virtqueue;
 
 /// A fuzz target: its name and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 6] = [
     ("interpreter_step", interpreter_step),
     ("kernel_loader", kernel_loader),
     ("page_walk", page_walk),
+    ("pci_config", pci_config),
     ("saved_state", saved_state),
+    ("virtqueue", virtqueue),
 ];

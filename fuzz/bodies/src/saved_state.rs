@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use backend::ConsoleOutput;
+use backend::{ConsoleOutput, MemoryDisk};
 use chipset::{AcpiPm, DebugExit, GuestMemoryWriter, GuestTsc, I8042, IoApic, KvmClock};
 use chipset::{MemorySize, Pic, Pit, Rtc, Uart};
 use device::testing::{ManualTime, RecordingLine};
 use device::{Answer, Device, Message, Mmio, MsiSender, Nanos, PortIo, Width};
 use engine::VcpuState;
+use memory::GuestRam;
+use pci::{Function, HostBridge, LpcBridge, Root};
 use state::{Archive, Section};
+use virtio::{Block, Dma, VirtioPci};
 
 use crate::Input;
 
@@ -91,6 +94,17 @@ enum Subject {
     Ports(Box<dyn PortDevice>, &'static [(u16, u16)]),
     Registers(IoApic),
     Clock(KvmClock),
+    Pci(Box<dyn PciDevice>),
+}
+
+trait PciDevice: Device + Function {
+    fn as_device(&self) -> &dyn Device;
+}
+
+impl<T: Device + Function> PciDevice for T {
+    fn as_device(&self) -> &dyn Device {
+        self
+    }
 }
 
 trait PortDevice: Device + PortIo {
@@ -109,6 +123,7 @@ impl Subject {
             Self::Ports(device, _) => device.as_device(),
             Self::Registers(device) => device,
             Self::Clock(device) => device,
+            Self::Pci(device) => device.as_device(),
         }
     }
 
@@ -145,6 +160,19 @@ impl Subject {
                     device.refresh();
                 }
             }
+            Self::Pci(device) => {
+                let (register, bar) = (input.byte(), input.pick(&[4, 1]));
+                let offset = u64::from(input.short()) % 0x1000;
+                let mut data = input.word().to_le_bytes();
+                let part = &mut data[..input.pick(&[4, 2, 1, 8])];
+                match (write, input.byte() & 1) {
+                    (true, 0) => device.config_write(register.into(), part),
+                    (true, _) => device.bar_write(bar, offset, part),
+                    (false, 0) => device.config_read(register.into(), part),
+                    (false, _) => device.bar_read(bar, offset, part),
+                }
+                device.mapped_bars();
+            }
         }
     }
 }
@@ -178,6 +206,7 @@ impl GuestTsc for Nowhere {
 
 const UART_PORTS: [(u16, u16); 1] = [(Uart::COM1, Uart::PORTS)];
 const RTC_PORTS: [(u16, u16); 1] = [Rtc::PORTS];
+const PCI_PORTS: [(u16, u16); 1] = [Root::PORTS];
 const EXIT_PORTS: [(u16, u16); 1] = [(DebugExit::PORT, DebugExit::PORTS)];
 
 /// One of each device.
@@ -204,5 +233,21 @@ fn subjects(time: &Arc<ManualTime>) -> Vec<Subject> {
             time.clone(),
             Arc::new(Nowhere),
         )),
+        Subject::Pci(Box::new(HostBridge::new())),
+        Subject::Pci(Box::new(LpcBridge::new(
+            0x600,
+            std::array::from_fn(|_| line() as _),
+            vec![(10, line() as _)],
+        ))),
+        Subject::Ports(Box::new(Root::new(Arc::new(HostBridge::new()), Vec::new())), &PCI_PORTS),
+        Subject::Pci(Box::new(disk())),
     ]
+}
+
+/// A disk, which never works on its own.
+fn disk() -> VirtioPci {
+    let ram = Arc::new(GuestRam::new(&[(0, 1 << 16)]).expect("a small RAM"));
+    let dma = Dma::new(ram, Arc::new(|| ()));
+    let block = Box::new(Block::new(Arc::new(MemoryDisk::new(16)), "disk0"));
+    VirtioPci::new(block, dma, Arc::new(Nowhere), RecordingLine::new()).expect("a thread")
 }

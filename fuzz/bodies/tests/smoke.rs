@@ -70,4 +70,4 @@ macro_rules! smoke_tests {
     };
 }
 
-smoke_tests!(interpreter_step, kernel_loader, page_walk, saved_state);
+smoke_tests!(interpreter_step, kernel_loader, page_walk, pci_config, saved_state, virtqueue);

@@ -63,6 +63,32 @@ fn what_later_versions_do_is_refused_by_name() {
 }
 
 #[test]
+fn disks_that_cannot_be() {
+    let kernel = Kernel::new(&guests::power_off());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    let disk = path.display().to_string();
+    let refused = |value: &str, named: &[&str]| {
+        assert_refused(&kernel.run(&["--disk", value]), 1, &[&[disk.as_str()], named].concat());
+    };
+    refused(&disk, &["No such file"]);
+    fs::write(&path, [0; 513]).unwrap();
+    refused(&disk, &["513 bytes", "truncate"]);
+    fs::write(&path, [0; 512]).unwrap();
+    let other = fs::File::open(&path).unwrap();
+    other.lock().unwrap();
+    refused(&disk, &["in use"]);
+    refused(&format!("{disk},readonly"), &["in use"]);
+    drop(other);
+    let twice = kernel.run(&["--disk", &disk, "--disk", &disk]);
+    assert_refused(&twice, 1, &[&disk, "in use"]);
+    let readonly = format!("{disk},readonly");
+    let shared = kernel.run(&["--disk", &readonly, "--disk", &readonly]);
+    assert_eq!(shared.status.code(), Some(0), "{}", stderr(&shared));
+    assert_refused(&finish(&["run", "--disk", "d,format=vmdk"]), 2, &["vmdk", "raw"]);
+}
+
+#[test]
 fn memory_that_cannot_be() {
     let kernel = Kernel::new(&guests::power_off());
     for (size, named) in [
