@@ -54,7 +54,9 @@ fn image() -> Option<(TempDir, PathBuf)> {
 
 /// Runs a program of e2fsprogs, which has to succeed; its output. `None` where it is not installed.
 fn run(program: &str, args: &[&Path]) -> Option<Vec<u8>> {
-    let output = match Command::new(program).args(args).output() {
+    // Where e2fsprogs are, which is not on every user's path.
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let output = match Command::new(program).args(args).env("PATH", path).output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             skipped(&format!("{program} is not installed (package e2fsprogs)"));
             return None;
