@@ -184,9 +184,9 @@ pub enum EngineArg {
     Auto,
     /// Hardware assistance (not supported yet)
     Kvm,
-    /// Translation to host code (experimental)
+    /// Translation to host code
     Translator,
-    /// Interpretation
+    /// Interpretation: slow, needs nothing of the host
     Interpreter,
 }
 

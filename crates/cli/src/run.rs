@@ -74,7 +74,11 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     let spec = spec_of(args);
     // Before files are opened or images built: this needs nothing.
     spec.check()?;
-    let engine = engine_of(args.engine).select()?.engine;
+    let selected = engine_of(args.engine).select()?;
+    if args.engine == EngineArg::Auto && selected.engine.name() == "interpreter" {
+        report::note(&format!("running on the slow interpreter: {}", selected.reason));
+    }
+    let engine = selected.engine;
     let disks = disks::open(&args.disks)?;
     let boot = boot_files::open(args)?;
     let (events, queue) = channel();

@@ -25,8 +25,8 @@ pub enum EngineChoice {
 pub struct Selected {
     /// The engine.
     pub engine: Arc<dyn Engine>,
-    /// One clause for `doctor`.
-    pub reason: &'static str,
+    /// One clause for `doctor` and for the message when it is not the engine to hope for.
+    pub reason: String,
 }
 
 impl EngineChoice {
@@ -39,18 +39,30 @@ impl EngineChoice {
             what: format!("--engine {what}"),
             way_out: "use --engine auto or interpreter",
         };
-        let interpreter = || Arc::new(interpreter::Interpreter::new());
+        let asked = "it was asked for".to_owned();
         Ok(match self {
-            Self::Auto => {
-                Selected { engine: interpreter(), reason: "the translator is still experimental" }
+            Self::Auto => auto(),
+            Self::Interpreter => Selected { engine: interpreter(), reason: asked },
+            Self::Translator => {
+                Selected { engine: Arc::new(translator::Translator::new()?), reason: asked }
             }
-            Self::Interpreter => Selected { engine: interpreter(), reason: "it was asked for" },
-            Self::Translator => Selected {
-                engine: Arc::new(translator::Translator::new()?),
-                reason: "it was asked for",
-            },
             Self::Kvm => return Err(not_yet("kvm")),
         })
+    }
+}
+
+fn interpreter() -> Arc<dyn Engine> {
+    Arc::new(interpreter::Interpreter::new())
+}
+
+/// The translator, or the interpreter where the host cannot run translated code.
+fn auto() -> Selected {
+    match translator::Translator::new() {
+        Ok(engine) => Selected {
+            engine: Arc::new(engine),
+            reason: "it is the fastest that works here".to_owned(),
+        },
+        Err(error) => Selected { engine: interpreter(), reason: error.to_string() },
     }
 }
 
@@ -59,10 +71,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_takes_the_interpreter() {
-        for choice in [EngineChoice::Auto, EngineChoice::Interpreter] {
-            assert_eq!(choice.select().unwrap().engine.name(), "interpreter");
-        }
+    fn auto_takes_the_translator_where_it_works() {
+        let expected = match translator::Translator::new() {
+            Ok(_) => "translator",
+            Err(_) => "interpreter",
+        };
+        let auto = EngineChoice::Auto.select().unwrap();
+        assert_eq!(auto.engine.name(), expected);
+        assert!(!auto.reason.is_empty());
+        assert_eq!(EngineChoice::Interpreter.select().unwrap().engine.name(), "interpreter");
     }
 
     #[test]
