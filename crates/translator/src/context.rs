@@ -17,14 +17,17 @@ pub(crate) const GROUPS: usize = 5;
 /// Bits of a linear address that choose the TLB entry.
 pub(crate) const TLB_INDEX: u64 = (TLB_ENTRIES as u64 - 1) << 12;
 /// Entries of the jump table; a power of two.
-pub(crate) const JUMP_ENTRIES: usize = 8192;
+pub(crate) const JUMP_ENTRIES: usize = 1 << 16;
 /// Bits of a target's hash that choose the jump entry.
 pub(crate) const JUMP_INDEX: u64 = JUMP_ENTRIES as u64 - 1;
-/// The tag of TLB entry `index` while it is empty. Every tag is matched by the addresses of one
-/// page; this one's page belongs to an entry half the table away, so that no address that looks
-/// here matches, whatever the guest makes up, nor one just below or above.
+/// The tag of TLB entry `index` while it is empty: mostly zero, so that a new table costs nothing.
+/// Every tag is matched by the addresses of one page, and by the ranges that end in it. That of zero
+/// is matched by the first page, which belongs to the first entry, and by ranges that wrap, which
+/// belong to the last: these two have the tag of a page half the table away. So no address that
+/// looks at an empty entry matches, whatever the guest makes up.
 pub(crate) const fn empty_tag(index: usize) -> u64 {
-    (((index + TLB_ENTRIES / 2) % TLB_ENTRIES) as u64).wrapping_shl(12).wrapping_neg()
+    const ELSEWHERE: u64 = ((TLB_ENTRIES as u64 / 2) << 12).wrapping_neg();
+    if index == 0 || index == TLB_ENTRIES - 1 { ELSEWHERE } else { 0 }
 }
 
 /// The tag of jump entry `index` while it is empty: that of an address of another entry.
@@ -227,8 +230,8 @@ pub(crate) struct Jump {
     pub(crate) page: u64,
     /// Host address of the block.
     pub(crate) host: u64,
-    /// Makes the size a power of two.
-    pub(crate) unused: u64,
+    /// Not zero: the target's page is global.
+    pub(crate) global: u64,
 }
 
 /// Operands of PEXT.
@@ -247,6 +250,21 @@ pub(crate) struct Masks {
     /// Page number and the bits that an aligned operand of 16 or 32 bytes has clear.
     page_or_16: u64,
     page_or_32: u64,
+}
+
+impl Tables {
+    /// Empty tables, whose memory is committed as it is used.
+    pub(crate) fn empty() -> Box<Self> {
+        // SAFETY: the tables are arrays of integers, for which all-zero bytes are valid.
+        let mut tables = unsafe { Box::<Self>::new_zeroed().assume_init() };
+        tables.masks = Masks::ALL;
+        for index in [0, TLB_ENTRIES - 1] {
+            tables.read[index] = empty_tag(index);
+            tables.write[index] = empty_tag(index);
+        }
+        tables.jumps[0].tag = empty_jump(0);
+        tables
+    }
 }
 
 impl Masks {

@@ -2,7 +2,7 @@
 //! few others.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::allow::{Access, gives_index};
 use crate::emit::{R8, R9, RCX};
@@ -32,9 +32,6 @@ impl Translator<'_> {
                 continue;
             }
             if is_high_byte(register) {
-                if register == Register::CH {
-                    return None;
-                }
                 continue;
             }
             let number = register.full_register().number() as u8;
@@ -57,6 +54,9 @@ impl Translator<'_> {
     /// An instruction between general registers, or with one memory operand.
     pub(crate) fn general(&mut self, planned: &Planned, access: Access) -> Option<Flow> {
         let instruction = &planned.instruction;
+        if has_high_byte(instruction) {
+            return self.high_byte(planned, access);
+        }
         let memory = has_memory(instruction);
         let by_cl = uses_cl_as_count(instruction);
         let free: &[u8] = match (memory, by_cl) {
@@ -83,6 +83,63 @@ impl Translator<'_> {
         }
         self.copy(instruction, &bytes, &slots);
         Some(Flow::Next)
+    }
+
+    /// An instruction with AH, CH, DH or BH, which no REX prefix allows: the address of a memory
+    /// operand goes to RCX; guest RCX, unless there is a memory operand, too.
+    fn high_byte(&mut self, planned: &Planned, access: Access) -> Option<Flow> {
+        let instruction = &planned.instruction;
+        let memory = has_memory(instruction);
+        let uses = |register| {
+            (0..instruction.op_count()).any(|i| {
+                instruction.op_kind(i) == OpKind::Register
+                    && instruction.op_register(i).full_register() == register
+            })
+        };
+        let uses_rcx = uses(Register::RCX);
+        // Without REX the registers are RAX to RDI. The host's RSP is not the guest's.
+        if memory && uses_rcx || uses(Register::RSP) {
+            return None;
+        }
+        let mut mapped = *instruction;
+        if memory {
+            replace_memory(&mut mapped, planned);
+            mapped.set_memory_base(Register::RCX);
+            mapped.set_memory_index(Register::None);
+            mapped.set_memory_displ_size(0);
+            mapped.set_memory_displacement64(0);
+        }
+        let bytes = self.emit.encode(&mapped)?;
+        if memory {
+            let len = instruction.memory_size().size() as u16;
+            self.check_operand(planned, Checked { access, len, alignment: 1, group: false })?;
+            self.operand_address(planned)?;
+        } else if uses_rcx {
+            dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
+        }
+        self.emit.bytes(&bytes);
+        if uses_rcx && self.written_registers(instruction) >> 1 & 1 != 0 {
+            dynasm!(self.emit.code ; .arch x64 ; mov Rq(HOST_RCX_OF_GUEST), rcx);
+        }
+        Some(Flow::Next)
+    }
+
+    /// The host address of a checked memory operand into RCX.
+    fn operand_address(&mut self, planned: &Planned) -> Option<()> {
+        let memory = host_memory(planned);
+        let operand = MemoryOperand::new(
+            memory.base,
+            Register::R9,
+            1,
+            i64::from(memory.displacement),
+            u32::from(memory.displacement != 0),
+            false,
+            Register::None,
+        );
+        let lea = Instruction::with2(Code::Lea_r64_m, Register::RCX, operand).ok()?;
+        let bytes = self.emit.encode(&lea)?;
+        self.emit.bytes(&bytes);
+        Some(())
     }
 
     /// Checks the explicit memory operand, which is then where [`replace_memory`] says.
@@ -231,7 +288,6 @@ impl Translator<'_> {
 
     /// Loads a checked memory operand into a scratch register.
     fn load_checked(&mut self, planned: &Planned, to: u8, wide: bool) -> Option<()> {
-        use iced_x86::{Code, MemoryOperand};
         let memory = host_memory(planned);
         let operand = MemoryOperand::new(
             memory.base,
@@ -370,6 +426,12 @@ impl Translator<'_> {
 
 pub(crate) fn has_memory(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
+}
+
+fn has_high_byte(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|i| {
+        instruction.op_kind(i) == OpKind::Register && is_high_byte(instruction.op_register(i))
+    })
 }
 
 /// Where a checked memory operand is on the host: at `[base + r9 + displacement]`.

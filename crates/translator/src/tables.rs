@@ -7,9 +7,7 @@
 use interpreter::{AccessMode, FoundPage, TlbChange};
 use memory::{GuestRam, RamOffset};
 
-use crate::context::{
-    JUMP_ENTRIES, Jump, Masks, TABLES_BIAS, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index,
-};
+use crate::context::{Jump, TABLES_BIAS, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index};
 
 /// Address spaces (PCIDs) that have tables at a time.
 const SPACES: usize = 8;
@@ -28,7 +26,6 @@ struct Logged {
     /// Whether the page in the entry is global.
     is_global: [bool; TLB_ENTRIES],
     jumps_filled: Vec<u16>,
-    jump_is_global: [bool; JUMP_ENTRIES],
 }
 
 /// What a flush leaves.
@@ -47,29 +44,16 @@ pub(crate) struct AddressSpaces {
 }
 
 impl Logged {
-    /// Empty tables. Apart, because their making needs much stack.
     #[cold]
     #[inline(never)]
     fn boxed() -> Box<Self> {
-        Box::new(Self::new())
-    }
-
-    fn new() -> Self {
-        let jump = |index| Jump { tag: empty_jump(index), page: 0, host: 0, unused: 0 };
-        Self {
-            tables: Box::new(Tables {
-                masks: Masks::ALL,
-                read: std::array::from_fn(empty_tag),
-                write: std::array::from_fn(empty_tag),
-                addend: [0; TLB_ENTRIES],
-                jumps: std::array::from_fn(jump),
-            }),
+        Box::new(Self {
+            tables: Tables::empty(),
             filled: Vec::new(),
             is_logged: [false; TLB_ENTRIES],
             is_global: [false; TLB_ENTRIES],
             jumps_filled: Vec::new(),
-            jump_is_global: [false; JUMP_ENTRIES],
-        }
+        })
     }
 
     fn flush(&mut self, keep: Keep) {
@@ -102,10 +86,10 @@ impl Logged {
     }
 
     fn flush_jumps(&mut self, keep: Keep) {
-        let Self { tables, jumps_filled, jump_is_global, .. } = self;
+        let Self { tables, jumps_filled, .. } = self;
         jumps_filled.retain(|&index| {
             let index = usize::from(index);
-            let stays = keep == Keep::Global && jump_is_global[index];
+            let stays = keep == Keep::Global && tables.jumps[index].global != 0;
             if !stays {
                 tables.jumps[index].tag = empty_jump(index);
             }
@@ -187,8 +171,8 @@ impl AddressSpaces {
         if jump.tag == empty_jump(index) {
             logged.jumps_filled.push(index as u16);
         }
-        logged.jump_is_global[index] = global;
-        *jump = Jump { tag: target.wrapping_neg(), page: target & !0xfff, host, unused: 0 };
+        let tag = target.wrapping_neg();
+        *jump = Jump { tag, page: target & !0xfff, host, global: u64::from(global) };
     }
 
     /// Forgets all jump targets: blocks have been dropped.
@@ -275,6 +259,7 @@ impl AddressSpaces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::JUMP_ENTRIES;
 
     /// What the check in line computes: whether an access passes, and to which host address.
     fn check(tables: &Tables, write: bool, linear: u64, size: u64) -> Option<u64> {
