@@ -41,7 +41,7 @@ echo GUEST-UP $(uname -r)
 /// printing `GUEST-UP`; then it powers off. `None` where they are not to be had, after saying so.
 pub fn boot_files(flavour: Flavour, form: Form, script: &str) -> Option<BootFiles> {
     let kernel = kernel(flavour, form)?;
-    let initrd = initramfs(script)?;
+    let initrd = initramfs(flavour.is_32bit(), script)?;
     Some(BootFiles::from_bytes(kernel, Some(initrd)).expect("a stock kernel is one"))
 }
 
@@ -69,8 +69,9 @@ fn kernel(flavour: Flavour, form: Form) -> Option<Vec<u8>> {
     })
 }
 
-fn initramfs(script: &str) -> Option<Vec<u8>> {
-    let busybox = fetched("busybox", |store| kernels::busybox(store, &Silent))?;
+fn initramfs(is_32bit: bool, script: &str) -> Option<Vec<u8>> {
+    let fetch = if is_32bit { kernels::busybox_32bit } else { kernels::busybox };
+    let busybox = fetched("busybox", |store| fetch(store, &Silent))?;
     let init = format!("{PROLOGUE}{script}\necho GUEST-DOWN\npoweroff -f\nsleep 10\n");
     let archive = Builder::new().busybox(&busybox).file("/init", 0o755, init);
     // Uncompressed: unpacking is not what is tested.

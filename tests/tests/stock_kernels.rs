@@ -121,6 +121,12 @@ fn the_realtime_kernel_boots_as_bzimage() {
 }
 
 #[test]
+#[ignore = "a 32-bit kernel checks signatures for some ten seconds: run in release builds"]
+fn the_32_bit_kernel_boots() {
+    boots(Flavour::Pae686, Form::BzImage, "", &Outcome::PoweredOff, |setup| setup);
+}
+
+#[test]
 fn a_kernel_reboots_and_a_forced_triple_fault_ends_it() {
     // The kernel resets by way of ACPI in its first life, and by a triple fault in its second.
     let script = "echo READY; read line; eval $line";

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::control::Control;
-use crate::packages::{Package, Packages};
+use crate::packages::{Architecture, Package, Packages};
 use crate::staging::{Lock, Staging};
 use crate::{Error, Progress, Result, Store, archive};
 
@@ -29,11 +29,13 @@ pub enum Flavour {
     Amd64,
     /// With full preemption.
     Rt,
+    /// For 32-bit PCs with PAE.
+    Pae686,
 }
 
 impl Flavour {
     /// Every flavour.
-    pub const ALL: [Self; 3] = [Self::Cloud, Self::Amd64, Self::Rt];
+    pub const ALL: [Self; 4] = [Self::Cloud, Self::Amd64, Self::Rt, Self::Pae686];
 
     /// The package that depends on the newest kernel of this flavour.
     pub fn package(self) -> &'static str {
@@ -41,7 +43,17 @@ impl Flavour {
             Self::Cloud => "linux-image-cloud-amd64",
             Self::Amd64 => "linux-image-amd64",
             Self::Rt => "linux-image-rt-amd64",
+            Self::Pae686 => "linux-image-686-pae",
         }
+    }
+
+    /// Whether it runs 32-bit programs only.
+    pub fn is_32bit(self) -> bool {
+        self == Self::Pae686
+    }
+
+    fn architecture(self) -> Architecture {
+        if self.is_32bit() { Architecture::I386 } else { Architecture::Host }
     }
 }
 
@@ -53,7 +65,8 @@ impl Flavour {
 pub fn fetch(flavour: Flavour, store: &Store, progress: &dyn Progress) -> Result<PathBuf> {
     let package = flavour.package();
     let resolve = |packages: &Packages<'_>| packages.dependency(package, KERNEL_PREFIX);
-    cached(store, package, "vmlinuz", progress, resolve, is_kernel)
+    let architecture = flavour.architecture();
+    cached(store, architecture, package, "vmlinuz", progress, resolve, is_kernel)
 }
 
 /// The path of a statically linked busybox, downloaded the first time.
@@ -62,7 +75,17 @@ pub fn fetch(flavour: Flavour, store: &Store, progress: &dyn Progress) -> Result
 /// As [`Store::build`].
 pub fn busybox(store: &Store, progress: &dyn Progress) -> Result<PathBuf> {
     let resolve = |packages: &Packages<'_>| packages.show(BUSYBOX);
-    cached(store, BUSYBOX, "busybox", progress, resolve, is_busybox)
+    cached(store, Architecture::Host, BUSYBOX, "busybox", progress, resolve, is_busybox)
+}
+
+/// The same of 32-bit code.
+///
+/// # Errors
+/// As [`Store::build`].
+pub fn busybox_32bit(store: &Store, progress: &dyn Progress) -> Result<PathBuf> {
+    let resolve = |packages: &Packages<'_>| packages.show(BUSYBOX);
+    let key = "busybox-static-i386";
+    cached(store, Architecture::I386, key, "busybox", progress, resolve, is_busybox)
 }
 
 /// Whether a package's file is the kernel.
@@ -84,6 +107,7 @@ pub(crate) fn is_busybox(path: &str) -> bool {
 /// for which `wanted` holds.
 fn cached(
     store: &Store,
+    architecture: Architecture,
     key: &str,
     file: &str,
     progress: &dyn Progress,
@@ -102,7 +126,7 @@ fn cached(
     }
     let staging = Staging::new(store.path(), key, lock)?;
     let control = {
-        let packages = Packages::open(store.path(), progress)?;
+        let packages = Packages::open_for(architecture, store.path(), progress)?;
         let control = resolve(&packages)?;
         let package = download_one(&packages, &control, staging.path())?;
         progress.step("Unpacking");

@@ -19,11 +19,23 @@ use crate::{Error, Progress, Result};
 /// apt's private state in a store.
 const FOLDER: &str = ".packages";
 
+/// The same for packages of 32-bit PCs.
+const FOLDER_I386: &str = ".packages-i386";
+
 /// Lists younger than this are not fetched again, so that a test run that
 /// wants several kernels fetches them once.
 const FRESH: Duration = Duration::from_secs(60 * 60);
 
 const OFFLINE: &str = "check the network and the sources in /etc/apt, and try again";
+
+/// Which architecture packages are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Architecture {
+    /// The host's.
+    Host,
+    /// 32-bit PCs; the host need not know of it.
+    I386,
+}
 
 /// A package that was downloaded.
 #[derive(Debug)]
@@ -53,8 +65,23 @@ impl<'a> Packages<'a> {
     /// [`Error::Program`] without apt, [`Error::Command`] when the lists cannot
     /// be fetched, [`Error::StoreNotWritable`].
     pub(crate) fn open(store: &Path, progress: &'a dyn Progress) -> Result<Self> {
+        Self::open_for(Architecture::Host, store, progress)
+    }
+
+    /// The same for packages of another architecture.
+    ///
+    /// # Errors
+    /// As [`Packages::open`].
+    pub(crate) fn open_for(
+        architecture: Architecture,
+        store: &Path,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
         let lock = Lock::acquire(store, "packages", "downloading packages", progress)?;
-        let folder = store.join(FOLDER);
+        let folder = store.join(match architecture {
+            Architecture::Host => FOLDER,
+            Architecture::I386 => FOLDER_I386,
+        });
         for part in ["lists/partial", "cache/archives/partial", "log"] {
             let path = folder.join(part);
             fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
@@ -63,7 +90,7 @@ impl<'a> Packages<'a> {
         let write =
             |path: &Path, text: &str| fs::write(path, text).map_err(Error::io("write", path));
         write(&folder.join("status"), "")?;
-        write(&config, &configuration(&folder)?)?;
+        write(&config, &configuration(&folder, architecture)?)?;
         let mut packages =
             Self { folder, config, progress, complaints: String::new(), _lock: lock };
         if !packages.is_fresh() {
@@ -186,7 +213,7 @@ impl<'a> Packages<'a> {
 }
 
 /// The configuration that comes after the host's own and overrides it.
-fn configuration(folder: &Path) -> Result<String> {
+fn configuration(folder: &Path, architecture: Architecture) -> Result<String> {
     let unusable = |reason: &str| Error::StoreNotWritable {
         path: folder.to_owned(),
         source: std::io::Error::new(std::io::ErrorKind::InvalidInput, reason),
@@ -197,9 +224,16 @@ fn configuration(folder: &Path) -> Result<String> {
     if path.contains(['"', '\n', '\\']) {
         return Err(unusable("apt cannot use a path with quotes, backslashes or line breaks"));
     }
+    let architecture = match architecture {
+        Architecture::Host => "",
+        Architecture::I386 => {
+            "APT::Architecture \"i386\";\n#clear APT::Architectures;\n\
+             APT::Architectures { \"i386\"; };\n"
+        }
+    };
     Ok(format!(
         r#"// Written anew for each run.
-Dir::State "{path}";
+{architecture}Dir::State "{path}";
 Dir::State::lists "{path}/lists";
 Dir::State::status "{path}/status";
 Dir::Cache "{path}/cache";
@@ -258,7 +292,8 @@ mod tests {
 
     #[test]
     fn the_configuration_keeps_apt_out_of_the_system() {
-        let text = configuration(Path::new("/store/.packages")).expect("configuration");
+        let text = configuration(Path::new("/store/.packages"), Architecture::Host)
+            .expect("configuration");
         for line in [
             "Dir::State \"/store/.packages\";",
             "Dir::Cache \"/store/.packages/cache\";",
@@ -274,7 +309,7 @@ mod tests {
     #[test]
     fn paths_that_apt_cannot_quote_are_refused() {
         for path in ["/a\"b", "/a\nb", "/a\\b"] {
-            let error = configuration(Path::new(path)).expect_err(path);
+            let error = configuration(Path::new(path), Architecture::Host).expect_err(path);
             assert!(error.to_string().contains("apt cannot use"), "{error}");
         }
     }

@@ -112,6 +112,10 @@ impl Cpu {
             (control.xcr0 & !supported == 0, "xcr0 has states that the CPU profile lacks"),
             (control.xcr0 & xcr0::X87 != 0 && !avx_alone, "xcr0 is inconsistent"),
             (state.general.rflags & !(rflags::ALL | rflags::FIXED) == 0, "rflags has unknown bits"),
+            (
+                state.general.rflags & rflags::VM == 0 || control.cr0 & cr0::PE != 0 && !long,
+                "rflags.vm outside legacy protected mode",
+            ),
             (!long || is_canonical(state.general.rip), "rip is not canonical"),
             (state.events.event.is_none(), "an event is half delivered"),
         ];

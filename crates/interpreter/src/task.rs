@@ -136,7 +136,7 @@ impl Cpu {
             }
         }
         let image = self.read_task(bus, found.segment.base, &new)?;
-        let old_descriptor = self.gdtr.base.wrapping_add(u64::from(self.tr.selector & !7)) + 5;
+        let old_descriptor = self.gdtr.base.wrapping_add(u64::from(self.tr.selector & !7) + 5);
         self.check_task_writable(found, how, &old, old_descriptor)?;
 
         let kept = if how == Switch::Return { flags & !rflags::NT } else { flags };
@@ -148,7 +148,7 @@ impl Cpu {
             self.write_system(bus, found.segment.base, 2, u64::from(self.tr.selector))?;
         }
         if how != Switch::Return {
-            self.write_system(bus, found.at + 5, 1, found.raw >> 40 & 0xff | BUSY)?;
+            self.write_system(bus, found.at.wrapping_add(5), 1, found.raw >> 40 & 0xff | BUSY)?;
         }
         self.tr = found.segment;
         self.tr.attributes |= BUSY as u16;
@@ -170,7 +170,7 @@ impl Cpu {
         } else {
             self.check_system_write(old_descriptor, 1)?;
         }
-        self.check_system_write(found.at + 5, 1)
+        self.check_system_write(found.at.wrapping_add(5), 1)
     }
 
     fn read_task(&mut self, bus: Bus<'_>, base: u64, layout: &TssLayout) -> Result<Image, Raised> {

@@ -258,7 +258,7 @@ impl InterpreterVcpu {
             CodeSize::Bits64 => (rip, true),
             _ => {
                 let linear = cs.base.wrapping_add(rip) & 0xffff_ffff;
-                (linear, rip + (4095 - linear % 4096) <= u64::from(cs.limit))
+                (linear, rip.saturating_add(4095 - linear % 4096) <= u64::from(cs.limit))
             }
         }
     }

@@ -30,14 +30,15 @@ pub(crate) const fn empty_tag(index: usize) -> u64 {
     if index == 0 || index == TLB_ENTRIES - 1 { ELSEWHERE } else { 0 }
 }
 
-/// The tag of jump entry `index` while it is empty: that of an address of another entry.
+/// The tag of jump entry `index` while it is empty: that of an address of other entries.
 pub(crate) const fn empty_jump(index: usize) -> u64 {
-    // Address 0 has hash 0 and belongs to entry 0; address 2 does not.
-    const { assert!(jump_index(0) == 0 && jump_index(2) != 0) };
-    if index == 0 { 2_u64.wrapping_neg() } else { 0 }
+    // Address 0 has hash 0 and belongs to entries 0 and 1; address 2 does not.
+    const { assert!(jump_index(0) == 0 && jump_index(2) > 1) };
+    if index < 2 { 2_u64.wrapping_neg() } else { 0 }
 }
 
-/// The jump entry of a target: the low bits of its CRC32C, which the CPU computes without touching
+/// The first jump entry of a target; the second is its neighbour in the same cache line, at the
+/// index with the lowest bit inverted. The low bits of its CRC32C, which the CPU computes without touching
 /// flags.
 pub(crate) const fn jump_index(target: u64) -> usize {
     const REFLECTED: u32 = 0x82f6_3b78;
@@ -262,7 +263,9 @@ impl Tables {
             tables.read[index] = empty_tag(index);
             tables.write[index] = empty_tag(index);
         }
-        tables.jumps[0].tag = empty_jump(0);
+        for index in [0, 1] {
+            tables.jumps[index].tag = empty_jump(index);
+        }
         tables
     }
 }

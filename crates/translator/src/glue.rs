@@ -48,6 +48,7 @@ pub(crate) struct Glue {
     pub(crate) miss: u64,
     pub(crate) chain: u64,
     pub(crate) poll: u64,
+    /// Looks at the second entry of the target in R8; leaves when that does not match either.
     pub(crate) jump: u64,
     /// Loads the guest's vector registers and goes on behind the call's record, or leaves as
     /// [`Exit::Interpret`].
@@ -83,7 +84,8 @@ impl Glue {
         glue.miss = exit(cache, Exit::Miss);
         glue.chain = exit(cache, Exit::Chain);
         glue.poll = exit(cache, Exit::Poll);
-        glue.jump = exit(cache, Exit::Jump);
+        let jump = exit(cache, Exit::Jump);
+        glue.jump = append(cache, |code| emit_second_entry(code, jump));
         let load = append(cache, emit_vector_load);
         glue.enter = append(cache, |code| emit_enter(code, None));
         glue.enter_with_vectors = append(cache, |code| emit_enter(code, Some(load)));
@@ -260,10 +262,43 @@ macro_rules! find_target {
             ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
             ; lea rcx, [rcx + r8]
             ; jrcxz >found
+        );
+        second_entry!($code);
+        dynasm!($code ; .arch x64
+            ; jrcxz >found
             ; jmp >missed
             ; found:
         )
     };
+}
+
+/// From the first jump entry, whose index is in R9, to the second, for the target in R8: RCX is
+/// zero when it matches.
+macro_rules! second_entry {
+    ($code:expr) => {
+        dynasm!($code ; .arch x64
+            // Inverts the lowest bit of the entry's number, at bit 2, without touching flags.
+            ; mov ecx, 4
+            ; pext rcx, r9, rcx
+            ; not rcx
+            ; lea r9, [r9 + rcx * 8 + 12]
+            ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
+            ; lea rcx, [rcx + r8]
+        )
+    };
+}
+
+/// Called from a block after the first entry did not match, with a record behind the call.
+fn emit_second_entry(code: &mut Code, jump: u64) {
+    second_entry!(code);
+    dynasm!(code ; .arch x64
+        ; jrcxz >found
+        ; jmp extern jump as usize
+        ; found:
+        ; pop rcx
+        ; lea rcx, [rcx + 4]
+        ; jmp rcx
+    );
 }
 
 /// Jumps to the target whose index is in R9.

@@ -56,6 +56,13 @@ impl Logged {
         })
     }
 
+    fn set_jump(&mut self, index: usize, jump: Jump) {
+        if self.tables.jumps[index].tag == empty_jump(index) {
+            self.jumps_filled.push(index as u16);
+        }
+        self.tables.jumps[index] = jump;
+    }
+
     fn flush(&mut self, keep: Keep) {
         let Self { tables, filled, is_logged, is_global, .. } = self;
         filled.retain(|&index| {
@@ -134,9 +141,9 @@ impl AddressSpaces {
     /// The host address of the block at `target`, if it is in the jump table.
     pub(crate) fn find_jump(&mut self, mode: AccessMode, target: u64) -> Option<u64> {
         let tables = &self.logged(mode).tables;
-        let index = jump_index(target);
-        let jump = &tables.jumps[index];
-        (jump.tag == target.wrapping_neg()).then_some(jump.host)
+        let first = jump_index(target);
+        let jump = [first, first ^ 1].into_iter().map(|index| &tables.jumps[index]);
+        jump.into_iter().find(|jump| jump.tag == target.wrapping_neg()).map(|jump| jump.host)
     }
 
     /// Enters the page of `linear`.
@@ -162,17 +169,17 @@ impl AddressSpaces {
         }
     }
 
-    /// Enters a jump target, whose page may be global.
+    /// Enters a jump target, whose page may be global, in its first entry; what was there goes to
+    /// the neighbour, which is its second.
     pub(crate) fn fill_jump(&mut self, mode: AccessMode, target: u64, host: u64, global: bool) {
         let logged = self.logged(mode);
         let index = jump_index(target);
-        let tables = &mut logged.tables;
-        let jump = &mut tables.jumps[index];
-        if jump.tag == empty_jump(index) {
-            logged.jumps_filled.push(index as u16);
-        }
         let tag = target.wrapping_neg();
-        *jump = Jump { tag, page: target & !0xfff, host, global: u64::from(global) };
+        let before = logged.tables.jumps[index];
+        if before.tag != empty_jump(index) && before.tag != tag {
+            logged.set_jump(index ^ 1, before);
+        }
+        logged.set_jump(index, Jump { tag, page: target & !0xfff, host, global: global.into() });
     }
 
     /// Forgets all jump targets: blocks have been dropped.
@@ -371,8 +378,23 @@ mod tests {
     #[test]
     fn an_empty_jump_entry_matches_no_target_that_looks_there() {
         for index in 0..JUMP_ENTRIES {
-            let matched = empty_jump(index).wrapping_neg();
-            assert_ne!(jump_index(matched), index);
+            let matched = jump_index(empty_jump(index).wrapping_neg());
+            assert!(matched != index && matched ^ 1 != index);
         }
+    }
+
+    #[test]
+    fn two_targets_with_the_same_first_entry_are_both_kept() {
+        let mut spaces = spaces();
+        let mode = AccessMode::User;
+        let other =
+            (1..).map(|n| 0x40_0000 + n * 4).find(|t| jump_index(*t) == jump_index(0x40_0000));
+        let targets = [0x40_0000, other.unwrap()];
+        for target in targets {
+            spaces.fill_jump(mode, target, target + 1, false);
+        }
+        assert_eq!(targets.map(|t| spaces.find_jump(mode, t)), targets.map(|t| Some(t + 1)));
+        spaces.apply(TlbChange::Page(0x40_0000));
+        assert_eq!(spaces.find_jump(mode, targets[0]), None);
     }
 }

@@ -10,10 +10,17 @@
 //! in small portions, with the reference executing single instructions: the report has the
 //! instructions in which the difference came up ([`Divergence`]).
 //!
-//! `side` is one machine, `report` tells differences, `flags` which of them are none. Neighbours: `machine` for machines without
+//! Or the subject runs freely, until it is kicked at some time, and the reference follows it
+//! ([`Lockstep::run_freely`]): engines may do things while nobody counts instructions that they do
+//! not do otherwise.
+//!
+//! `side` is one machine, `report` tells differences, `flags` which of them are none, `pursuit` is a
+//! reference that follows. Neighbours: `machine` for machines without
 //! threads, `engine` for what runs them.
 
 mod flags;
+mod free;
+mod pursuit;
 mod report;
 mod side;
 
@@ -33,8 +40,12 @@ use side::{Pulse, Side, Snapshot, Stop, chunks, read};
 /// Makes the files that a machine boots.
 pub type Boot<'a> = &'a dyn Fn() -> BootFiles;
 
+/// A vCPU that does not come back is kicked this often: how a sleeping one is noticed.
+const PULSE: Duration = Duration::from_micros(300);
 /// Pages of memory differing that a report names.
 const SHOWN_PAGES: usize = 4;
+/// Bytes of a page.
+const PAGE: usize = 4096;
 /// Timers in a row that fire without waking anybody: the guest sleeps for good.
 const IDLE_EVENTS: u32 = 10_000;
 /// Instructions of a portion, at most, when a difference is looked for closely: what comes up only
@@ -112,7 +123,7 @@ impl Lockstep<'_> {
             return None;
         }
         let mut side = Side::new(self.reference, &self.spec, self.boot);
-        let pulse = Pulse::new();
+        let pulse = Pulse::new(PULSE);
         let mut left = plan.skip;
         while left > 0 {
             let share = left.min(10_000);
@@ -132,6 +143,10 @@ impl Lockstep<'_> {
     }
 
     fn pair(&self, start: Option<&Snapshot>) -> Pair {
+        self.pair_with(self.reference, start, PULSE)
+    }
+
+    fn pair_with(&self, reference: &dyn Engine, start: Option<&Snapshot>, pulse: Duration) -> Pair {
         let side = |engine| {
             let mut side = Side::new(engine, &self.spec, self.boot);
             if let Some(snapshot) = start {
@@ -140,12 +155,13 @@ impl Lockstep<'_> {
             side
         };
         Pair {
-            reference: side(self.reference),
+            reference: side(reference),
             subject: side(self.subject),
-            pulse: Pulse::new(),
+            pulse: Pulse::new(pulse),
             pages: Vec::new(),
             retired: 0,
             aligned: 0,
+            idle: 0,
         }
     }
 
@@ -213,6 +229,8 @@ struct Pair {
     retired: u64,
     /// How often the sides had counted differently.
     aligned: u64,
+    /// Times in a row that both slept without anything to do.
+    idle: u32,
 }
 
 impl Pair {
@@ -325,12 +343,8 @@ impl Pair {
 
     /// Whether a difference may be one of counting.
     fn skewed(&self) -> bool {
-        let at_repetition = |side: &Side| {
-            let next = next_instruction(side.machine.ram(), &side.state);
-            next.bytes.iter().take(4).any(|byte| matches!(byte, 0xf2 | 0xf3))
-        };
         self.reference.state.general.rip != self.subject.state.general.rip
-            || at_repetition(&self.reference)
+            || self.reference.at_repetition()
     }
 
     /// Lets the reference execute one instruction; tells how it ended, if it did.
@@ -471,43 +485,50 @@ impl Pair {
         pages.sort_unstable();
         pages.dedup();
         let page = |ram: &GuestRam, index: usize| {
-            let mut bytes = vec![0; 4096];
-            let offset = memory::RamOffset(index as u64 * 4096);
+            let mut bytes = vec![0; PAGE];
+            let offset = memory::RamOffset((index * PAGE) as u64);
             let gpa = ram.gpa_of(offset).unwrap_or_default();
             ram.read(gpa, &mut bytes).expect("a page of RAM");
             (gpa.0, bytes)
         };
         let differing = pages.into_iter().filter_map(|index| {
             let ((gpa, a), (_, b)) = (page(a, index), page(b, index));
-            memory_difference(gpa, &a, &b)
+            memory_difference(gpa, &a, &b).map(|(_, line)| line)
         });
         differing.take(SHOWN_PAGES).collect()
     }
 
     /// Differences in all of memory.
     fn compare_memory(&self) -> Vec<String> {
+        self.memory_differences().map(|(_, line)| line).take(SHOWN_PAGES).collect()
+    }
+
+    /// The first address in all of memory where the sides differ, and how.
+    fn first_difference(&self) -> Option<(u64, String)> {
+        self.memory_differences().next()
+    }
+
+    /// Address and text of the first difference in each page.
+    fn memory_differences(&self) -> impl Iterator<Item = (u64, String)> {
         let (a, b) = (self.reference.machine.ram(), self.subject.machine.ram());
-        let differing = chunks(a).flat_map(|at| {
+        chunks(a).flat_map(move |at| {
             let (a, b) = (read(a, at), read(b, at));
-            let pages = a.chunks(4096).zip(b.chunks(4096)).enumerate();
-            let lines: Vec<String> = match a == b {
-                true => Vec::new(),
-                false => pages
-                    .filter_map(|(index, (a, b))| memory_difference(at + index as u64 * 4096, a, b))
-                    .collect(),
-            };
-            lines
-        });
-        differing.take(SHOWN_PAGES).collect()
+            let pages = if a == b { 0 } else { a.len() / PAGE };
+            (0..pages).filter_map(move |index| {
+                let page = index * PAGE..(index + 1) * PAGE;
+                memory_difference(at + page.start as u64, &a[page.clone()], &b[page])
+            })
+        })
     }
 }
 
-/// The first quadword in which two pages at `gpa` differ.
-fn memory_difference(gpa: u64, a: &[u8], b: &[u8]) -> Option<String> {
+/// The first quadword in which two pages at `gpa` differ, and how.
+fn memory_difference(gpa: u64, a: &[u8], b: &[u8]) -> Option<(u64, String)> {
     let quadwords = a.chunks(8).zip(b.chunks(8)).enumerate();
     let (index, (a, b)) = quadwords
         .filter(|(_, (a, b))| a != b)
         .find(|(_, (a, b))| !flags::differ_undefined(flags::quadword(a), flags::quadword(b)))?;
     let at = Gpa(gpa + index as u64 * 8);
-    Some(format!("memory at {at:#x}: {a:02x?} in the reference, {b:02x?} in the subject"))
+    let text = format!("memory at {at:#x}: {a:02x?} in the reference, {b:02x?} in the subject");
+    Some((at.0, text))
 }

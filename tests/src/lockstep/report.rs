@@ -4,7 +4,7 @@ use std::fmt;
 use std::fmt::Debug;
 
 use engine::VcpuState;
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use memory::{Gpa, GuestRam};
 use x86::cr::{cr0, cr4, efer};
 use x86::xsave;
@@ -55,10 +55,22 @@ impl fmt::Display for Divergence {
     }
 }
 
+impl Executed {
+    fn decoded(&self) -> Instruction {
+        Decoder::with_ip(self.bits, &self.bytes, self.rip, DecoderOptions::NONE).decode()
+    }
+
+    /// Whether it is a string instruction with a repeat prefix.
+    pub(super) fn is_repeated_string(&self) -> bool {
+        let instruction = self.decoded();
+        instruction.is_string_instruction()
+            && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+    }
+}
+
 impl fmt::Display for Executed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut decoder = Decoder::with_ip(self.bits, &self.bytes, self.rip, DecoderOptions::NONE);
-        let instruction = decoder.decode();
+        let instruction = self.decoded();
         write!(f, "{:016x} ", self.rip)?;
         for byte in self.bytes.iter().take(instruction.len().max(1)) {
             write!(f, " {byte:02x}")?;

@@ -12,14 +12,13 @@ use memory::{Gpa, GuestRam};
 use state::Archive;
 use x86::cpuid::feature;
 
+use super::report::next_instruction;
 use crate::vm::Transcript;
 
 /// TSC frequency of the machines: one tick is a nanosecond.
 const TSC_KHZ: u32 = 1_000_000;
 /// Wall-clock time at guest time zero, in seconds: 2026-01-01T00:00:00Z.
 const EPOCH: u64 = 1_767_225_600;
-/// A vCPU that does not come back is kicked this often: how a sleeping one is noticed.
-const PULSE: Duration = Duration::from_micros(300);
 /// A vCPU that is halted with an interrupt waiting is let run again so often: it may have been
 /// kicked just before it looked. One that keeps its interrupts off stays halted.
 const WAKE_TRIES: u32 = 20;
@@ -126,10 +125,7 @@ impl Side {
     pub(super) fn go(&mut self, pulse: &Pulse) -> Stop {
         let mut tries = 0;
         loop {
-            pulse.arm(&self.kick);
-            let exit = self.vcpu.run(&*self.bus);
-            pulse.disarm();
-            match exit.unwrap_or_else(|error| panic!("{}: {error}", self.name)) {
+            match self.run_once(pulse) {
                 VcpuExit::BudgetSpent => return Stop::Spent,
                 VcpuExit::Paused if !self.sleeps(&mut tries) => {}
                 VcpuExit::Paused => return Stop::Halted,
@@ -138,6 +134,40 @@ impl Side {
                 exit => return Stop::End(exit),
             }
         }
+    }
+
+    /// Runs without counting until it is kicked, which is a [`Stop::Spent`], or there is another
+    /// reason to stop.
+    pub(super) fn go_freely(&mut self, pulse: &Pulse) -> Stop {
+        let mut tries = 0;
+        self.vcpu.set_budget(None);
+        loop {
+            match self.run_once(pulse) {
+                VcpuExit::Paused if self.sleeps(&mut tries) => return Stop::Halted,
+                // Where a repeated instruction is interrupted is each engine's own business.
+                VcpuExit::Paused if self.is_running() && !self.at_repetition() => {
+                    return Stop::Spent;
+                }
+                VcpuExit::Paused | VcpuExit::Stop(StopReason::Reconfigure) => {}
+                exit => return Stop::End(exit),
+            }
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.state.run_state == RunState::Running
+    }
+
+    /// Whether the next instruction is a string instruction with a repeat prefix.
+    pub(super) fn at_repetition(&self) -> bool {
+        next_instruction(self.machine.ram(), &self.state).is_repeated_string()
+    }
+
+    fn run_once(&mut self, pulse: &Pulse) -> VcpuExit {
+        pulse.arm(&self.kick);
+        let exit = self.vcpu.run(&*self.bus);
+        pulse.disarm();
+        exit.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
     /// Whether a vCPU that was kicked really sleeps. `tries` counts the calls in a row where it
@@ -245,10 +275,11 @@ struct Armed {
 }
 
 impl Pulse {
-    pub(super) fn new() -> Self {
+    /// Kicks what has run for at least `period`.
+    pub(super) fn new(period: Duration) -> Self {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        let thread = std::thread::spawn(move || theirs.beat());
+        let thread = std::thread::spawn(move || theirs.beat(period));
         Self { shared, thread: Some(thread) }
     }
 
@@ -268,11 +299,11 @@ impl Shared {
         self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn beat(&self) {
+    fn beat(&self, period: Duration) {
         let mut armed = self.lock();
         let mut last = 0;
         while !armed.ended {
-            let slept = self.changed.wait_timeout(armed, PULSE);
+            let slept = self.changed.wait_timeout(armed, period);
             armed = slept.unwrap_or_else(PoisonError::into_inner).0;
             // One that was armed since the last beat has not run for long.
             if armed.times == last

@@ -87,7 +87,12 @@ impl Cpu {
     /// Sets the accessed bit of a code or data descriptor.
     pub(crate) fn mark_accessed(&mut self, bus: Bus<'_>, descriptor: &mut Descriptor) -> Step {
         if descriptor.raw & 1 << 40 == 0 {
-            self.write_system(bus, descriptor.at + 5, 1, descriptor.raw >> 40 & 0xff | 1)?;
+            self.write_system(
+                bus,
+                descriptor.at.wrapping_add(5),
+                1,
+                descriptor.raw >> 40 & 0xff | 1,
+            )?;
             descriptor.raw |= 1 << 40;
             descriptor.segment.attributes |= 1;
         }
@@ -216,7 +221,7 @@ impl Cpu {
         if !found.segment.present() {
             return self.fault(Exception::with_code(vector::NP, error_of(selector)));
         }
-        self.write_system(bus, found.at + 5, 1, found.raw >> 40 & 0xff | 2)?;
+        self.write_system(bus, found.at.wrapping_add(5), 1, found.raw >> 40 & 0xff | 2)?;
         self.tr = found.segment;
         self.tr.attributes |= 2;
         Ok(())

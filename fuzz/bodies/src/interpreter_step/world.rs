@@ -2,9 +2,9 @@
 //!
 //! | page | |
 //! | --- | --- |
-//! | 0 | IDT |
+//! | 0 | IDT, or the vector table of real mode |
 //! | 1 to 4 | page tables, four levels |
-//! | 5 | GDT and TSS |
+//! | 5 | GDT, LDT and TSSs |
 //! | 6 | exception handlers: they step over one byte and return |
 //! | 7 | stacks |
 //! | 8 to 15 | the input: code and data |
@@ -15,7 +15,7 @@
 use engine::VcpuState;
 use memory::{Gpa, GuestRam, RamOffset};
 use x86::cr::{cr0, cr4, efer, rflags, xcr0};
-use x86::segment::{Segment, TableRegister, seg, system};
+use x86::segment::{Segment, TableRegister, TssLayout, seg, system};
 
 use crate::Input;
 
@@ -41,11 +41,20 @@ const DESCRIPTORS: [u64; 7] = [
     0x00cf_9b00_0000_ffff, // 30: code, 32-bit, ring 0
 ];
 const TSS_SELECTOR: u16 = 0x38;
+/// Outside long mode: two other tasks, task gates to them, an LDT, and call gates of both sizes,
+/// from this selector on.
+const LEGACY_SELECTORS: u16 = 0x48;
+const TASK32: u64 = GDT + 0x900;
+const TASK16: u64 = GDT + 0x980;
+const LDT: u64 = GDT + 0x9c0;
 
 /// add rsp, 8 (esp, 4); inc qword [rsp] (dword [esp]); iretq (iret). The second entry is for
 /// exceptions without an error code.
 const HANDLER_64: [u8; 10] = [0x48, 0x83, 0xc4, 8, 0x48, 0xff, 0x04, 0x24, 0x48, 0xcf];
 const HANDLER_32: [u8; 7] = [0x83, 0xc4, 4, 0xff, 0x04, 0x24, 0xcf];
+
+/// push bp; mov bp, sp; inc word [bp + 2]; pop bp; iret.
+const HANDLER_REAL: [u8; 8] = [0x55, 0x89, 0xe5, 0xff, 0x46, 2, 0x5d, 0xcf];
 
 /// Exceptions with an error code (SDM vol. 3A table 6-1).
 const WITH_CODE: [u64; 8] = [8, 10, 11, 12, 13, 14, 17, 21];
@@ -63,11 +72,13 @@ enum Mode {
     User32,
     Kernel32,
     Flat32,
+    Virtual8086,
+    Real,
 }
 
 impl Mode {
     fn is_paged(self) -> bool {
-        self != Self::Flat32
+        !matches!(self, Self::Flat32 | Self::Virtual8086 | Self::Real)
     }
 
     fn selectors(self) -> (u16, u16) {
@@ -76,16 +87,30 @@ impl Mode {
             Self::User64 => (0x2b, 0x23),
             Self::User32 => (0x1b, 0x23),
             Self::Kernel32 | Self::Flat32 => (0x30, 0x10),
+            Self::Virtual8086 | Self::Real => (0, 0),
         }
     }
 }
 
 /// Fills RAM and turns the power-on state into one that runs the input.
 pub(super) fn build(input: &mut Input<'_>, ram: &GuestRam, mut state: VcpuState) -> VcpuState {
-    let modes = [Mode::Kernel64, Mode::User64, Mode::User32, Mode::Kernel32, Mode::Flat32];
+    let modes = [
+        Mode::Kernel64,
+        Mode::User64,
+        Mode::User32,
+        Mode::Kernel32,
+        Mode::Flat32,
+        Mode::Virtual8086,
+        Mode::Real,
+    ];
     let mode = input.pick(&modes);
     let forged = input.byte().is_multiple_of(4);
     write_tables(ram, mode);
+    match mode {
+        Mode::Real => write_vector_table(ram),
+        _ if !mode.is_paged() => write_tasks(input, ram),
+        _ => {}
+    }
     set_control(input, &mut state, mode);
     set_segments(&mut state, mode);
     set_general(input, &mut state);
@@ -159,6 +184,54 @@ fn write_interrupt_table(ram: &GuestRam, mode: Mode) {
     }
 }
 
+/// Real mode: every vector leads to one handler.
+fn write_vector_table(ram: &GuestRam) {
+    ram.write(Gpa(HANDLERS), &HANDLER_REAL).expect("RAM");
+    for vector in 0..256 {
+        ram.store::<u32>(RamOffset(vector * 4), HANDLERS as u32);
+    }
+}
+
+/// What 32-bit code can switch tasks and levels with; some events go through task gates.
+fn write_tasks(input: &mut Input<'_>, ram: &GuestRam) {
+    let put = |at: u64, value: u64| ram.store::<u64>(RamOffset(at), value);
+    let system = |base: u64, limit: u64, kind: u8| {
+        limit | (base & 0xff_ffff) << 16 | u64::from(0xe0 | kind) << 40
+    };
+    let gate = |selector: u64, offset: u64, kind: u8| {
+        offset & 0xffff | selector << 16 | 2 << 32 | u64::from(0xe0 | kind) << 40
+    };
+    let selectors = u64::from(LEGACY_SELECTORS);
+    let entries = [
+        system(TASK32, 0x67, system::TSS_AVAILABLE),
+        system(TASK16, 0x2b, system::TSS16_AVAILABLE),
+        gate(selectors, 0, system::TASK_GATE),
+        gate(selectors + 8, 0, system::TASK_GATE),
+        system(LDT, 31, system::LDT),
+        gate(0x30, CODE, system::CALL_GATE),
+        gate(0x30, CODE, system::CALL_GATE16),
+    ];
+    for (index, entry) in entries.into_iter().enumerate() {
+        put(GDT + selectors + 8 * index as u64, entry);
+    }
+    put(LDT + 8, DESCRIPTORS[6]);
+    put(LDT + 16, DESCRIPTORS[2]);
+    for (tss, layout) in [(TASK32, TssLayout::BITS32), (TASK16, TssLayout::BITS16)] {
+        let word = |at: u64, value: u16| ram.store::<u16>(RamOffset(tss + at), value);
+        word(layout.ip, (CODE + u64::from(input.byte())) as u16);
+        word(layout.flags, input.short() & 0x7fff);
+        word(layout.registers + 4 * layout.slot, STACK_TOP as u16 - 0x200);
+        for (index, selector) in [0x10, 0x30, 0x10, 0x10].into_iter().enumerate() {
+            word(layout.segments + index as u64 * layout.slot, selector);
+        }
+    }
+    for _ in 0..input.byte() % 4 {
+        let vector = u64::from(input.byte() % 32);
+        let task = selectors + u64::from(input.byte() & 8);
+        put(vector * 8, gate(task, 0, system::TASK_GATE));
+    }
+}
+
 fn set_control(input: &mut Input<'_>, state: &mut VcpuState, mode: Mode) {
     let bits = input.short();
     let flag = |bit: u32, value: u64| if bits & 1 << bit != 0 { value } else { 0 };
@@ -176,9 +249,15 @@ fn set_control(input: &mut Input<'_>, state: &mut VcpuState, mode: Mode) {
         control.cr4 |= flag(10, cr4::PCIDE);
         control.efer |= efer::LME | efer::LMA | efer::NXE;
     }
+    if mode == Mode::Real {
+        control.cr0 &= !cr0::PE;
+    }
     let general = &mut state.general;
     general.rflags = rflags::FIXED | flag(11, rflags::IF) | flag(12, rflags::TF);
     general.rflags |= flag(13, rflags::AC) | flag(14, rflags::DF) | flag(15, rflags::IOPL);
+    if mode == Mode::Virtual8086 {
+        general.rflags |= rflags::VM;
+    }
 }
 
 fn set_segments(state: &mut VcpuState, mode: Mode) {
@@ -188,7 +267,14 @@ fn set_segments(state: &mut VcpuState, mode: Mode) {
     let segments = &mut state.segments;
     segments.segment = [load(data); 6];
     segments.segment[seg::CS] = load(code);
-    segments.gdtr = TableRegister { base: GDT, limit: TSS_SELECTOR + 15 };
+    match mode {
+        Mode::Virtual8086 => segments.segment = [Segment::virtual_8086(0); 6],
+        Mode::Real => {
+            segments.segment = [Segment { attributes: 0x93, ..Segment::virtual_8086(0) }; 6];
+        }
+        _ => {}
+    }
+    segments.gdtr = TableRegister { base: GDT, limit: LEGACY_SELECTORS + 7 * 8 - 1 };
     segments.idtr = TableRegister { base: 0, limit: 4095 };
     let attributes = u16::from(0x80 | system::TSS_BUSY);
     segments.tr = Segment { selector: TSS_SELECTOR, base: TSS, limit: 0x67, attributes };
