@@ -28,6 +28,13 @@ pub(crate) struct Planned {
     pub(crate) stack: Use,
 }
 
+impl Planned {
+    /// Whether an access of it shares a check with others.
+    pub(crate) fn is_in_group(&self) -> bool {
+        self.operand != Use::Single || self.stack != Use::Single
+    }
+}
+
 /// How an access is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {

@@ -77,6 +77,8 @@ pub(crate) struct Translator<'a> {
     /// Instructions of the block.
     pub(crate) total: u32,
     pub(crate) cold: Vec<Cold>,
+    /// An instruction was left to the interpreter that groups were planned with.
+    unforeseen: bool,
 }
 
 /// What translation needs besides the code.
@@ -113,6 +115,11 @@ pub(crate) fn translate(
         translator.emit.begin(&planned.instruction, translator.executed);
         flow = translator.instruction(planned);
         translator.executed += 1;
+    }
+    if translator.unforeseen && block.iter().any(Planned::is_in_group) {
+        // A group may lack the check of its first access, or rely on a register that the
+        // interpreter changes.
+        return translate(around, code, Request { plain: true, ..request });
     }
     if flow == Flow::Next {
         translator.emit.begin_at(end, translator.executed);
@@ -167,6 +174,7 @@ impl<'a> Translator<'a> {
             executed: 0,
             total,
             cold: Vec::new(),
+            unforeseen: false,
         }
     }
 
@@ -226,7 +234,10 @@ impl<'a> Translator<'a> {
             Class::Special(special) => self.special(instruction, special),
             Class::Interpret => None,
         };
-        let Some(flow) = done else { return self.leave_to_interpreter(instruction) };
+        let Some(flow) = done else {
+            self.unforeseen |= *class != Class::Interpret;
+            return self.leave_to_interpreter(instruction);
+        };
         if flow == Flow::Next {
             self.emit.resume_here();
         } else {
