@@ -22,6 +22,7 @@ impl Translator<'_> {
         free: &[u8],
     ) -> Option<(Instruction, Vec<(u8, u8)>)> {
         let mut mapped = *instruction;
+        mapped.set_segment_prefix(Register::None);
         let mut slots: Vec<(u8, u8)> = Vec::new();
         for operand in 0..instruction.op_count() {
             if instruction.op_kind(operand) != OpKind::Register {
@@ -460,7 +461,6 @@ fn replace_memory(instruction: &mut Instruction, planned: &Planned) {
     instruction.set_memory_index_scale(1);
     instruction.set_memory_displ_size(u32::from(memory.displacement != 0));
     instruction.set_memory_displacement64(i64::from(memory.displacement) as u64);
-    instruction.set_segment_prefix(Register::None);
 }
 
 /// A shift whose count is CL.
