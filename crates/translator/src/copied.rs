@@ -103,6 +103,7 @@ impl Translator<'_> {
             return None;
         }
         let mut mapped = *instruction;
+        mapped.set_segment_prefix(Register::None);
         if memory {
             replace_memory(&mut mapped, planned);
             mapped.set_memory_base(Register::RCX);
