@@ -4,6 +4,8 @@
 //! linked; everything else is the interpreter's. As long as nothing happened that concerns more
 //! than the instruction, translated code goes on in the middle of its block.
 
+use std::sync::atomic::Ordering;
+
 use engine::CpuBus;
 use iced_x86::Code;
 use interpreter::{AccessMode, Registers, SystemState};
@@ -259,7 +261,9 @@ impl TranslatorVcpu {
             self.interpreter.step_kept(&mut kept, bus)
         };
         self.records[number].kept = kept;
-        let calm = !self.interpreter.needs_attention()
+        let polled = self.context().poll.load(Ordering::Relaxed) != 0;
+        let calm = !polled
+            && !self.interpreter.needs_attention()
             && !self.interpreter.must_interpret()
             && !self.interpreter.has_tlb_changes()
             && self.interpreter.access_mode() == mode

@@ -383,6 +383,8 @@ fn emit_sysret(code: &mut Code, interpret: u64) {
         ; jmp <slow
         ; steady:
         ; mov rcx, [rsp + 8 + at::HELD]
+        ; mov r9, [BYTE rsp + 8 + at::POLL]
+        ; lea rcx, [rcx + r9]
         ; jrcxz >free
         ; jmp <slow
         ; free:
@@ -427,6 +429,8 @@ fn emit_popf(code: &mut Code, interpret: u64) {
         ; jmp extern interpret as usize
         ; steady:
         ; mov rcx, [rsp + 8 + at::HELD]
+        ; mov r9, [BYTE rsp + 8 + at::POLL]
+        ; lea rcx, [rcx + r9]
         ; jrcxz >free
         ; jmp <slow
         ; free:

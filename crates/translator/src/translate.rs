@@ -274,8 +274,12 @@ impl<'a> Translator<'a> {
                 dynasm!(self.emit.code ; .arch x64 ; mov QWORD [rsp + at::IF], 0);
             }
             System::Sti => {
-                // An event that waits is the interpreter's matter, with the shadow of STI.
-                dynasm!(self.emit.code ; .arch x64 ; mov rcx, [rsp + at::HELD]);
+                // An event that waits or may wait is the interpreter's matter, with the shadow of STI.
+                dynasm!(self.emit.code ; .arch x64
+                    ; mov rcx, [rsp + at::HELD]
+                    ; mov r8, [BYTE rsp + at::POLL]
+                    ; lea rcx, [rcx + r8]
+                );
                 self.emit.require_zero();
                 dynasm!(self.emit.code ; .arch x64
                     ; mov QWORD [rsp + at::IF], rflags::IF as i32
