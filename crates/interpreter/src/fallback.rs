@@ -134,7 +134,9 @@ impl InterpreterVcpu {
         self.cpu.set_general(&registers.gpr);
         self.cpu.set_rip(registers.rip);
         self.cpu.flags = Flags::unpack(registers.flags);
-        self.cpu.system_flags = self.cpu.system_flags & !rflags::DF | registers.flags & rflags::DF;
+        // RF is clear behind every instruction (SDM vol. 3B 18.3.1.1).
+        let kept = self.cpu.system_flags & !(rflags::DF | rflags::RF);
+        self.cpu.system_flags = kept | registers.flags & rflags::DF;
     }
 
     /// Serves events at an instruction boundary; `Some` leaves `run`. After `None` the CPU runs.

@@ -274,7 +274,8 @@ impl TranslatorVcpu {
         if self.context().vectors_were_loaded != 0 && !self.interpreter.vectors_enabled() {
             return None;
         }
-        if self.interpreter.budget().is_some() && !self.charge(u64::from(record.left) - 1) {
+        let rest = u64::from(record.left) - 1;
+        if self.interpreter.budget().is_some_and(|left| left <= rest) {
             return None;
         }
         self.counters.interpreted_resumed += 1;
@@ -284,15 +285,10 @@ impl TranslatorVcpu {
         } else {
             self.load_registers();
         }
-        Some(record.resume)
-    }
-
-    /// Charges the budget for the rest of a block.
-    fn charge(&mut self, instructions: u64) -> bool {
-        let enough = self.interpreter.budget().is_some_and(|left| left > instructions);
-        if enough {
-            self.interpreter.account(instructions);
+        if self.interpreter.budget().is_some() {
+            // Charged for the rest of the block, which the interpreter does not know yet.
+            self.context().budget -= rest;
         }
-        enough
+        Some(record.resume)
     }
 }

@@ -19,7 +19,7 @@ impl Translator<'_> {
             Special::Cmpxchg16b => self.cmpxchg16b(instruction)?,
             Special::ReadBase => self.read_base(instruction),
             Special::WriteBase => self.write_base(instruction),
-            Special::FromSelector => self.from_selector(instruction)?,
+            Special::FromSelector => self.read_selector(instruction)?,
             Special::Fnstcw => self.fnstcw(instruction)?,
         }
         Some(Flow::Next)
@@ -160,7 +160,7 @@ impl Translator<'_> {
         dynasm!(self.emit.code ; .arch x64 ; mov [BYTE rsp + base], r8);
     }
 
-    fn from_selector(&mut self, instruction: &Instruction) -> Option<()> {
+    fn read_selector(&mut self, instruction: &Instruction) -> Option<()> {
         let index = match instruction.op1_register() {
             Register::ES => seg::ES,
             Register::DS => seg::DS,

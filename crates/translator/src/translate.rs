@@ -161,6 +161,12 @@ fn decode(around: &Surroundings<'_>, code: &[u8], request: Request) -> (Vec<Plan
             break;
         }
     }
+    if let Some(last) = block.last_mut()
+        && last.class == Class::System(System::Sti)
+    {
+        // Its shadow covers the next instruction, before which the next block may poll.
+        last.class = Class::Interpret;
+    }
     (block, end)
 }
 
