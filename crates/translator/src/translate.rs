@@ -115,6 +115,9 @@ pub(crate) fn translate(
         translator.emit.begin(&planned.instruction, translator.executed);
         flow = translator.instruction(planned);
         translator.executed += 1;
+        if flow == Flow::Ends {
+            break;
+        }
     }
     if translator.unforeseen && block.iter().any(Planned::is_in_group) {
         // A group may lack the check of its first access, or rely on a register that the
