@@ -39,6 +39,8 @@ pub(crate) struct Emitter {
     straddles: bool,
     /// Host address where it begins.
     retry: u64,
+    /// Where host code for which page offset begins, in order.
+    pub(crate) begins: Vec<(usize, u32)>,
 }
 
 impl Emitter {
@@ -56,6 +58,7 @@ impl Emitter {
             present: Code::INVALID,
             straddles: false,
             retry: base,
+            begins: Vec::with_capacity(16),
         }
     }
 
@@ -82,6 +85,7 @@ impl Emitter {
         self.present = Code::INVALID;
         self.straddles = false;
         self.retry = self.here();
+        self.begins.push((self.position(), offset));
     }
 
     /// What follows of the present instruction can be begun anew by itself: what precedes has only

@@ -22,6 +22,7 @@ mod branches;
 mod cache;
 mod context;
 mod copied;
+mod dump;
 mod emit;
 mod enter;
 mod exits;
@@ -34,9 +35,11 @@ mod strings;
 mod tables;
 mod translate;
 mod vcpu;
+mod verify;
 
 use engine::{Engine, EngineError, Vcpu, VcpuConfig};
 
+pub use dump::{DumpOptions, dump_block};
 pub use vcpu::TranslatorVcpu;
 
 /// Name of the engine on the command line.

@@ -49,6 +49,8 @@ pub(crate) struct Translation {
     pub(crate) guest_bytes: u32,
     /// See [`crate::blocks::Block::straddles`].
     pub(crate) straddles: bool,
+    /// Where in `host` the code for which page offset begins, in order.
+    pub(crate) begins: Vec<(usize, u32)>,
 }
 
 /// Whether more instructions follow in the block.
@@ -191,11 +193,13 @@ impl<'a> Translator<'a> {
     fn finish(mut self, charge: Option<usize>, body: usize, guest_bytes: u32) -> Translation {
         self.emit_cold();
         let instructions = self.total;
+        let begins = std::mem::take(&mut self.emit.begins);
         let (mut host, records) = self.emit.finish(instructions);
         if let Some(at) = charge {
             host[at..at + 4].copy_from_slice(&(instructions as i32).wrapping_neg().to_le_bytes());
         }
-        Translation { host, body, records, instructions, guest_bytes, straddles: false }
+        let straddles = false;
+        Translation { host, body, records, instructions, guest_bytes, straddles, begins }
     }
 
     /// A block in place of an instruction that goes on in the next page: it looks the linear
@@ -209,8 +213,10 @@ impl<'a> Translator<'a> {
         self.emit.find_target();
         self.emit.no_resume();
         self.emit.jump_found();
+        let begins = std::mem::take(&mut self.emit.begins);
         let (host, records) = self.emit.finish(0);
-        Translation { host, body, records, instructions: 0, guest_bytes: 0, straddles: true }
+        let (instructions, guest_bytes, straddles) = (0, 0, true);
+        Translation { host, body, records, instructions, guest_bytes, straddles, begins }
     }
 
     /// The block's entry: the poll, or the charge, whose operand is to be filled in.

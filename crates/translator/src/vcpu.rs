@@ -22,6 +22,7 @@ use crate::glue::{EXIT_KINDS, Exit, Glue};
 use crate::records::Record;
 use crate::tables::AddressSpaces;
 use crate::translate::{MAX_BLOCK_BYTES, Request, Surroundings, Translation, translate};
+use crate::verify;
 
 /// Longest instruction, in bytes.
 const MAX_LENGTH: usize = 15;
@@ -283,6 +284,16 @@ impl TranslatorVcpu {
     }
 
     fn append(&mut self, translation: Translation) -> Block {
+        if cfg!(debug_assertions) {
+            verify::demand(&verify::Candidate {
+                host: &translation.host,
+                base: self.cache.next(),
+                body: translation.body,
+                records: &translation.records,
+                first_record: self.records.len() as u32,
+                glue: &self.glue,
+            });
+        }
         let entry = self.cache.append(&translation.host);
         self.records.extend(translation.records);
         self.counters.translated += 1;
