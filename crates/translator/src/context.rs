@@ -13,7 +13,7 @@ use crate::registers::SLOTTED;
 /// Entries of the software TLB in one [`Tables`]; a power of two.
 pub(crate) const TLB_ENTRIES: usize = 4096;
 /// Groups of accesses that a block can have under way at a time.
-pub(crate) const GROUPS: usize = 5;
+pub(crate) const GROUPS: usize = 8;
 /// Bits of a linear address that choose the TLB entry.
 pub(crate) const TLB_INDEX: u64 = (TLB_ENTRIES as u64 - 1) << 12;
 /// Entries of the jump table; a power of two.
@@ -300,7 +300,7 @@ pub(crate) mod at {
     }
     hot! {
         PAGE page; POLL poll; FS_BASE fs_base; GS_BASE gs_base;
-        TEMPORARY temporary; GROUP groups;
+        TEMPORARY temporary;
     }
 
     macro_rules! offsets {
@@ -309,7 +309,7 @@ pub(crate) mod at {
         };
     }
     offsets! {
-        IF interrupt_flag; AC access_flag; VECTORS_MISSING vectors_missing; HELD held;
+        GROUP groups; IF interrupt_flag; AC access_flag; VECTORS_MISSING vectors_missing; HELD held;
         GPR gpr; FLAGS flags; OTHER_FLAGS other_flags; NOT_OTHER_FLAGS not_other_flags;
         LEVEL level; KERNEL_GS_BASE kernel_gs_base;
         SYSCALL_TARGET syscall_target; SYSCALL_PLAIN syscall_plain;

@@ -7,7 +7,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpAccess, OpKind, Reg
 use crate::allow::{Access, gives_index};
 use crate::emit::{R8, R9, RCX};
 use crate::plan::{Planned, Use};
-use crate::records::Checked;
+use crate::records::{Checked, Sharing};
 use crate::registers::{HOST_RCX_OF_GUEST, Home, home, is_high_byte, sized};
 use crate::translate::{Flow, Translator};
 
@@ -77,7 +77,7 @@ impl Translator<'_> {
         let bytes = self.emit.encode(&mapped)?;
         if memory {
             let len = instruction.memory_size().size() as u16;
-            self.check_operand(planned, Checked { access, len, alignment: 1, group: false })?;
+            self.check_operand(planned, Checked { access, len, alignment: 1, group: Sharing::Alone })?;
         }
         if by_cl {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
@@ -114,7 +114,7 @@ impl Translator<'_> {
         let bytes = self.emit.encode(&mapped)?;
         if memory {
             let len = instruction.memory_size().size() as u16;
-            self.check_operand(planned, Checked { access, len, alignment: 1, group: false })?;
+            self.check_operand(planned, Checked { access, len, alignment: 1, group: Sharing::Alone })?;
             self.operand_address(planned)?;
         } else if uses_rcx {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
@@ -215,7 +215,7 @@ impl Translator<'_> {
             let alignment = hostexec::alignment_required(instruction).unwrap_or(1) as u8;
             let access = if operand.write { Access::Write } else { Access::Read };
             let len = operand.size.max(1) as u16;
-            self.check_operand(planned, Checked { access, len, alignment, group: false })?;
+            self.check_operand(planned, Checked { access, len, alignment, group: Sharing::Alone })?;
         }
         self.copy(instruction, &bytes, &slots);
         if gives_index(instruction) {
@@ -284,7 +284,7 @@ impl Translator<'_> {
         }
         let len = if wide { 8 } else { 4 };
         let access = Access::Read;
-        self.check_operand(planned, Checked { access, len, alignment: 1, group: false })?;
+        self.check_operand(planned, Checked { access, len, alignment: 1, group: Sharing::Alone })?;
         self.load_checked(planned, R8, wide)
     }
 
@@ -360,7 +360,7 @@ impl Translator<'_> {
     /// Reads the 8-byte memory operand into RCX.
     pub(crate) fn load_operand(&mut self, planned: &Planned) -> Option<()> {
         let access = Access::Read;
-        self.check_operand(planned, Checked { access, len: 8, alignment: 1, group: false })?;
+        self.check_operand(planned, Checked { access, len: 8, alignment: 1, group: Sharing::Alone })?;
         self.load_checked(planned, RCX, true)
     }
 

@@ -43,6 +43,12 @@ pub(crate) struct Emitter {
     pub(crate) begins: Vec<(usize, u32)>,
 }
 
+/// Displacement of a group's slot: in 8 bits if it fits, else in 32.
+fn group_slot(slot: u8) -> Result<i8, i32> {
+    let at = at::GROUP + i32::from(slot) * 8;
+    i8::try_from(at).map_err(|_| at)
+}
+
 impl Emitter {
     pub(crate) fn new(glue: Glue, base: u64, first_record: u32) -> Self {
         Self {
@@ -147,14 +153,18 @@ impl Emitter {
 
     /// Keeps what a check of a group has put into R9.
     pub(crate) fn keep_group(&mut self, slot: u8) {
-        let at = at::GROUP + slot as i8 * 8;
-        dynasm!(self.code ; .arch x64 ; mov [BYTE rsp + at], r9);
+        match group_slot(slot) {
+            Ok(near) => dynasm!(self.code ; .arch x64 ; mov [BYTE rsp + near], r9),
+            Err(far) => dynasm!(self.code ; .arch x64 ; mov [rsp + far], r9),
+        }
     }
 
     /// What the first access of the group has kept, into R9.
     pub(crate) fn use_group(&mut self, slot: u8) {
-        let at = at::GROUP + slot as i8 * 8;
-        dynasm!(self.code ; .arch x64 ; mov r9, [BYTE rsp + at]);
+        match group_slot(slot) {
+            Ok(near) => dynasm!(self.code ; .arch x64 ; mov r9, [BYTE rsp + near]),
+            Err(far) => dynasm!(self.code ; .arch x64 ; mov r9, [rsp + far]),
+        }
     }
 
     /// Stores host register `from` into guest register `number`.

@@ -15,7 +15,7 @@ use x86::cr::rflags;
 use crate::allow::Access;
 use crate::blocks::Block;
 use crate::glue::Exit;
-use crate::records::{Checked, Record};
+use crate::records::{Checked, Record, Sharing};
 use crate::vcpu::TranslatorVcpu;
 
 impl TranslatorVcpu {
@@ -142,13 +142,27 @@ impl TranslatorVcpu {
     /// Enters the page of an access that missed. `None`: the interpreter has to look at it.
     fn serve_miss(&mut self, record: &Record, linear: u64) -> Option<u64> {
         let Some(checked) = record.checked else { return self.serve_string_miss(record, linear) };
-        if self.enter_page(checked, linear) {
+        let entered = match checked.group {
+            Sharing::ReadFirst => {
+                let read = Checked { access: Access::Read, ..checked };
+                let mode = self.interpreter.access_mode();
+                self.enter_page(read, linear) && self.spaces.has(mode, linear, true)
+            }
+            _ => self.enter_page(checked, linear),
+        };
+        if entered {
             return Some(record.retry);
         }
-        if !checked.group {
+        if checked.group == Sharing::Alone {
             return None;
         }
-        // The range of the group does not pass, or not yet: check each access.
+        self.split_group(record, checked)
+    }
+
+    /// The range of a group does not pass, or not yet: goes on where each access is checked.
+    fn split_group(&mut self, record: &Record, checked: Checked) -> Option<u64> {
+        /// So often a page may turn out not to be written yet; then it never is.
+        const PATIENCE: u32 = 32;
         self.counters.groups_split += 1;
         let page = self.context().page;
         self.store_registers(page.wrapping_add(u64::from(record.offset)));
@@ -158,7 +172,9 @@ impl TranslatorVcpu {
         if self.interpreter.budget().is_some() {
             // The new block charges for the same instructions.
             self.context().budget = self.context().budget.saturating_add(u64::from(record.left));
-        } else if self.cache_drops() == drops {
+        } else if self.cache_drops() == drops
+            && (checked.group == Sharing::Group || record.taken > PATIENCE)
+        {
             // It enters pages as well as this one would: from now on go there directly.
             self.cache.patch_with_jump(record.site, block.entry);
         }
@@ -175,7 +191,7 @@ impl TranslatorVcpu {
         }
         let access = if target { Access::Write } else { Access::Read };
         // Elements are aligned, or the check fails again and the interpreter looks at it.
-        let checked = Checked { access, len: 8 - (linear % 8) as u16, alignment: 1, group: false };
+        let checked = Checked { access, len: 8 - (linear % 8) as u16, alignment: 1, group: Sharing::Alone };
         let known = self.spaces.has(self.interpreter.access_mode(), linear, target);
         (!known && self.enter_page(checked, linear)).then_some(record.retry)
     }

@@ -2,9 +2,10 @@
 //!
 //! Accesses by the same base register, while it does not change, with displacements close to each
 //! other mostly lie in one page. The first of them then checks the whole range and keeps the
-//! page's host address; the others only use it. A second check is made at the first write, if
-//! reads come first: a page must not be marked dirty, and no fault be raised, before a write is
-//! certain. When the range does not pass, the rest of the block runs as translated without groups.
+//! page's host address; the others only use it. If one of them writes, it asks for the right to
+//! write, which the tables only have of pages that are dirty already; to get it there is the
+//! business of an access that does write. When the range does not pass, the rest of the block runs
+//! as translated without groups.
 //!
 //! RSP is followed through PUSH, POP and additions of constants.
 
@@ -42,7 +43,8 @@ pub(crate) enum Use {
     Single,
     /// It checks the range from `low` bytes beyond the base register for its group, and keeps the
     /// outcome in group slot `slot`.
-    First { slot: u8, low: i32, len: u16 },
+    /// `writes` tells that some access of the group does.
+    First { slot: u8, low: i32, len: u16, writes: bool },
     /// It uses what the group's first access has kept.
     Later { slot: u8 },
 }
@@ -95,15 +97,13 @@ pub(crate) fn plan(block: &mut [Planned], info: &mut InstructionInfoFactory) {
 }
 
 fn assign(block: &mut [Planned], group: &Group, slot: u8) {
-    let (mut checked, mut writable) = (false, false);
-    for member in &group.members {
-        let passes = checked && (writable || !member.write);
-        let how = if passes {
-            Use::Later { slot }
-        } else {
-            (checked, writable) = (true, member.write);
+    let writes = group.members.iter().any(|member| member.write);
+    for (number, member) in group.members.iter().enumerate() {
+        let how = if number == 0 {
             let low = (group.low - member.moved) as i32;
-            Use::First { slot, low, len: (group.high - group.low) as u16 }
+            Use::First { slot, low, len: (group.high - group.low) as u16, writes }
+        } else {
+            Use::Later { slot }
         };
         match member.part {
             Part::Operand => block[member.at].operand = how,

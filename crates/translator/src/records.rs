@@ -14,9 +14,20 @@ pub(crate) struct Checked {
     pub(crate) len: u16,
     /// Alignment that the instruction demands: 1, 16 or 32.
     pub(crate) alignment: u8,
-    /// The check is for several accesses at once: when it cannot pass, the rest of the block must
-    /// run with a check for each.
-    pub(crate) group: bool,
+    pub(crate) group: Sharing,
+}
+
+/// Whether a check is for several accesses at once: when it cannot pass, the rest of the block must
+/// run with a check for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// It is for one.
+    Alone,
+    /// It is for several; `access` is what the first of them does.
+    Group,
+    /// It asks for the right to write, for the sake of later accesses; the first only reads. It
+    /// must not mark the page dirty, nor fault for lack of that right.
+    ReadFirst,
 }
 
 /// A place where translated code can be left.

@@ -8,7 +8,7 @@ use x86::segment::seg;
 use crate::allow::{Access, Special};
 use crate::context::at;
 use crate::emit::{R8, RCX};
-use crate::records::Checked;
+use crate::records::{Checked, Sharing};
 use crate::registers::{HOST_RCX_OF_GUEST, Home, home};
 use crate::translate::{Flow, Translator};
 
@@ -32,7 +32,7 @@ impl Translator<'_> {
         len: u16,
     ) -> Option<()> {
         self.emit.linear_address(instruction)?;
-        self.emit.check(Checked { access, len, alignment: 1, group: false });
+        self.emit.check(Checked { access, len, alignment: 1, group: Sharing::Alone });
         Some(())
     }
 
@@ -59,7 +59,7 @@ impl Translator<'_> {
         }
         let access = if is_read { Access::Read } else { Access::Write };
         let len = if wide { 8 } else { 4 };
-        self.emit.check(Checked { access, len, alignment: 1, group: false });
+        self.emit.check(Checked { access, len, alignment: 1, group: Sharing::Alone });
         // The index inside the word, without touching flags.
         dynasm!(self.emit.code ; .arch x64 ; lea r8, [r8 + r9]);
         self.emit.load_guest(RCX, number);
@@ -105,7 +105,7 @@ impl Translator<'_> {
     fn cmpxchg16b(&mut self, instruction: &Instruction) -> Option<()> {
         self.emit.linear_address(instruction)?;
         let access = Access::Write;
-        self.emit.check(Checked { access, len: 16, alignment: 16, group: false });
+        self.emit.check(Checked { access, len: 16, alignment: 16, group: Sharing::Alone });
         dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
         if instruction.has_lock_prefix() {
             dynasm!(self.emit.code ; .arch x64 ; lock cmpxchg16b [r8 + r9]);

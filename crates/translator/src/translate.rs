@@ -15,10 +15,10 @@ use crate::context::at;
 use crate::emit::{Emitter, R8};
 use crate::glue::Glue;
 use crate::plan::{Planned, Use, plan};
-use crate::records::{Checked, Record};
+use crate::records::{Checked, Record, Sharing};
 
 /// Longest block unless configured, in instructions.
-pub(crate) const MAX_INSTRUCTIONS: u32 = 64;
+pub(crate) const MAX_INSTRUCTIONS: u32 = 128;
 /// More host code than any block has.
 pub(crate) const MAX_BLOCK_BYTES: usize = 64 << 10;
 
@@ -357,15 +357,19 @@ impl<'a> Translator<'a> {
         len: u16,
         access: Access,
     ) {
-        let single = Checked { access, len, alignment: 1, group: false };
+        let single = Checked { access, len, alignment: 1, group: Sharing::Alone };
         match how {
             Use::Single => {
                 self.emit.load_guest_plus(R8, base, displacement);
                 self.emit.check(single);
             }
-            Use::First { slot, low, len } => {
+            Use::First { slot, low, len, writes } => {
+                let (access, group) = match (writes, access) {
+                    (true, Access::Read) => (Access::Write, Sharing::ReadFirst),
+                    _ => (access, Sharing::Group),
+                };
                 self.emit.load_guest_plus(R8, base, low);
-                self.emit.check(Checked { len, group: true, ..single });
+                self.emit.check(Checked { access, len, group, ..single });
                 self.emit.keep_group(slot);
             }
             Use::Later { slot } => self.emit.use_group(slot),

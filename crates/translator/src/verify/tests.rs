@@ -280,7 +280,7 @@ fn an_aligned_operand_is_checked_for_that() {
 
 #[test]
 fn what_a_group_keeps_is_written_first() {
-    let slot = at::GROUP;
+    let slot = at::GROUP as i8;
     allow(|c, g| {
         pass_rbx(c, g, at::READ);
         code!(c ; mov [BYTE rsp + slot], r9 ; mov r9, [BYTE rsp + slot] ; mov rax, [rbx + r9]);
