@@ -93,6 +93,7 @@ fn outcome_with_record(emit: impl FnOnce(&mut Host, &Glue, &mut Record)) -> Resu
         site: 0,
         kept: Kept::NONE,
         taken: 0,
+        taken_as: 0,
     };
     emit(&mut code, &bench.glue, &mut record);
     record.retry += bench.base;
