@@ -1,16 +1,18 @@
-//! Developer verbs: `cargo xtask ci|tidy|test|bench|fuzz|vmlinux`.
+//! Developer verbs: `cargo xtask ci|tidy|test|bench|fuzz|vmlinux|dump-block`.
 //!
 //! Few entry points, each one command that does everything: what continuous integration runs is
 //! `cargo xtask test`, and what a developer runs before a commit is `cargo xtask ci`.
 //!
 //! [`workspace`] knows where things are and starts cargo; [`tidy`] tests the repository itself;
-//! [`bench`] measures guests beside other machines; [`fuzz`] runs the fuzz targets of `fuzz/`.
+//! [`bench`] measures guests beside other machines; [`fuzz`] runs the fuzz targets of `fuzz/`;
+//! [`dump_block`] shows what the translator makes of guest code.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a command-line tool reports on standard output")]
 
 mod bench;
 mod ci;
+mod dump_block;
 mod fuzz;
 mod test;
 mod tidy;
@@ -43,6 +45,8 @@ enum Verb {
     Fuzz(fuzz::Options),
     /// Unpack the ELF kernel of a bzImage, for booting through its PVH entry
     Vmlinux(vmlinux::Options),
+    /// Show guest code beside the host code that the translator makes of it
+    DumpBlock(dump_block::Options),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +67,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Bench(options) => bench::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Vmlinux(options) => vmlinux::run(&options),
+        Verb::DumpBlock(options) => dump_block::run(&options),
     }
 }
 

@@ -138,4 +138,18 @@ pub struct VcpuStats {
     pub instructions: Option<u64>,
     /// Events by name, in a fixed order: exits by reason, TLB misses, interrupts and so on.
     pub counters: Vec<(&'static str, u64)>,
+    /// Where an engine's fast path is left most, most often first, at most 20; empty where there is
+    /// no such thing.
+    pub exit_sites: Vec<ExitSite>,
+}
+
+/// Instructions of one kind at which an engine leaves its fast path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ExitSite {
+    /// Mnemonic and kinds of operands, such as `mov r64, rm64`; empty between instructions.
+    pub instruction: String,
+    /// Why it is left.
+    pub reason: &'static str,
+    /// How often.
+    pub count: u64,
 }

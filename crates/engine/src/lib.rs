@@ -24,7 +24,8 @@ mod tsc;
 
 pub use bus::{CpuBus, HypercallFrame};
 pub use contract::{
-    Engine, EngineError, Kick, StopReason, TripleFault, Vcpu, VcpuConfig, VcpuExit, VcpuStats,
+    Engine, EngineError, ExitSite, Kick, StopReason, TripleFault, Vcpu, VcpuConfig, VcpuExit,
+    VcpuStats,
 };
 pub use profile::{CpuProfile, Level, ProfileError, Vendor};
 pub use state::{

@@ -459,6 +459,7 @@ impl Vcpu for InterpreterVcpu {
                 ("decode_cache_drops", self.blocks.drops),
                 ("writes_to_code_pages", c.code_writes),
             ],
+            exit_sites: Vec::new(),
         }
     }
 }

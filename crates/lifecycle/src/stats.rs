@@ -1,6 +1,6 @@
 //! What a VM did.
 
-use engine::VcpuStats;
+use engine::{ExitSite, VcpuStats};
 use machine::MachineStats;
 use serde::ser::{SerializeSeq, Serializer};
 use serde::{Serialize, ser::SerializeMap};
@@ -25,8 +25,8 @@ pub struct VmStats {
 /// Counters become an object instead of a list of pairs.
 fn vcpus<S: Serializer>(vcpus: &[VcpuStats], serializer: S) -> Result<S::Ok, S::Error> {
     let mut list = serializer.serialize_seq(Some(vcpus.len()))?;
-    for VcpuStats { instructions, counters } in vcpus {
-        list.serialize_element(&Vcpu { instructions: *instructions, counters })?;
+    for VcpuStats { instructions, counters, exit_sites } in vcpus {
+        list.serialize_element(&Vcpu { instructions: *instructions, counters, exit_sites })?;
     }
     list.end()
 }
@@ -36,6 +36,7 @@ struct Vcpu<'a> {
     instructions: Option<u64>,
     #[serde(serialize_with = "counters")]
     counters: &'a [(&'static str, u64)],
+    exit_sites: &'a [ExitSite],
 }
 
 fn counters<S: Serializer>(
@@ -55,11 +56,17 @@ mod tests {
 
     #[test]
     fn counters_are_an_object() {
-        let vcpu = VcpuStats { instructions: Some(7), counters: vec![("halts", 1), ("kicks", 2)] };
+        let site = ExitSite { instruction: "hlt".to_owned(), reason: "interpret", count: 3 };
+        let vcpu = VcpuStats {
+            instructions: Some(7),
+            counters: vec![("halts", 1), ("kicks", 2)],
+            exit_sites: vec![site],
+        };
         let stats = VmStats { vcpus: vec![vcpu], ..VmStats::default() };
         let json = serde_json::to_value(stats).unwrap();
         assert_eq!(json["vcpus"][0]["instructions"], 7);
         assert_eq!(json["vcpus"][0]["counters"]["kicks"], 2);
+        assert_eq!(json["vcpus"][0]["exit_sites"][0]["count"], 3);
         assert_eq!(json["interrupts_dropped"], 0);
     }
 }

@@ -209,7 +209,7 @@ impl Vcpu for FakeVcpu {
     }
 
     fn stats(&self) -> VcpuStats {
-        VcpuStats { instructions: Some(self.executed), counters: Vec::new() }
+        VcpuStats { instructions: Some(self.executed), ..VcpuStats::default() }
     }
 }
 

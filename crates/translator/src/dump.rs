@@ -65,7 +65,7 @@ pub fn dump_block(code: &[u8], options: DumpOptions) -> Result<String, EngineErr
         }
         let (host, next) = bench.host_text(&block, at, &mut formatter);
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{guest:<46}  {at:4x}  {host}");
+        let _ = writeln!(text, "{guest:<40}  {at:4x}  {host}");
         at = next;
     }
     if let Err(violation) = check(&bench.candidate(&block)) {

@@ -320,6 +320,7 @@ impl Emitter {
             site: 0,
             kept: Kept::NONE,
             taken: 0,
+            taken_as: 0,
         });
         self.first_record + self.records.len() as u32 - 1
     }

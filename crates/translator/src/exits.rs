@@ -82,8 +82,10 @@ impl TranslatorVcpu {
         let drops = self.cache_drops();
         let entry = &mut self.records[number];
         entry.taken = entry.taken.saturating_add(1);
+        entry.taken_as = kind as u8;
         let record = *entry;
         if kind == Exit::Miss as u64 {
+            self.counters.count_miss(record.checked);
             if let Some(resumed) = self.serve_miss(&record, linear) {
                 self.counters.resumed += 1;
                 return Some(resumed);
@@ -96,7 +98,12 @@ impl TranslatorVcpu {
         } else if kind == Exit::Chain as u64 || kind == Exit::Poll as u64 {
             self.store_registers(page.wrapping_add(u64::from(record.offset)));
             self.settle_budget(0);
-            return if kind == Exit::Chain as u64 { self.link(record.site) } else { None };
+            if kind == Exit::Poll as u64 {
+                return None;
+            }
+            let linked = self.link(record.site);
+            self.counters.links[usize::from(linked.is_some())] += 1;
+            return linked;
         }
         self.store_registers(page.wrapping_add(u64::from(record.offset)));
         self.settle_budget(u64::from(record.left));

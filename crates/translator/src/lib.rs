@@ -31,6 +31,7 @@ mod plan;
 mod records;
 mod registers;
 mod special;
+mod statistics;
 mod strings;
 mod tables;
 mod translate;

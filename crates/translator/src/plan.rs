@@ -27,6 +27,10 @@ pub(crate) struct Planned {
     /// How its explicit memory operand and its stack slot are checked.
     pub(crate) operand: Use,
     pub(crate) stack: Use,
+    /// A group has begun and does not end with it: what follows relies on registers being as the
+    /// translated instruction leaves them. The interpreter would execute what stands in memory by
+    /// then, which a device may have changed.
+    pub(crate) group_goes_on: bool,
 }
 
 impl Planned {
@@ -93,6 +97,7 @@ pub(crate) fn plan(block: &mut [Planned], info: &mut InstructionInfoFactory) {
         let Some(slot) = busy_until.iter().position(|until| *until <= first) else { continue };
         busy_until[slot] = last + 1;
         assign(block, group, slot as u8);
+        block[first..last].iter_mut().for_each(|planned| planned.group_goes_on = true);
     }
 }
 

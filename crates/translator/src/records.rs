@@ -51,6 +51,7 @@ pub(crate) struct Record {
     pub(crate) site: u64,
     /// The instruction, for the interpreter.
     pub(crate) kept: Kept,
-    /// How often the exit was taken.
+    /// How often the exit was taken, and as which [`Exit`](crate::glue::Exit) last.
     pub(crate) taken: u32,
+    pub(crate) taken_as: u8,
 }

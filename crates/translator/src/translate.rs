@@ -161,7 +161,8 @@ fn decode(around: &Surroundings<'_>, code: &[u8], request: Request) -> (Vec<Plan
             Class::System(System::Syscall | System::Sysret) => true,
             _ => false,
         };
-        block.push(Planned { instruction, class, operand: Use::Single, stack: Use::Single });
+        let (operand, stack) = (Use::Single, Use::Single);
+        block.push(Planned { instruction, class, operand, stack, group_goes_on: false });
         if ends {
             break;
         }
@@ -253,7 +254,7 @@ impl<'a> Translator<'a> {
             self.unforeseen |= *class != Class::Interpret;
             return self.leave_to_interpreter(instruction);
         };
-        if flow == Flow::Next {
+        if flow == Flow::Next && !planned.group_goes_on {
             self.emit.resume_here();
         } else {
             self.emit.no_resume();

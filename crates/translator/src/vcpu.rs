@@ -18,8 +18,9 @@ use crate::blocks::{Block, Blocks, Key};
 use crate::cache::CodeCache;
 use crate::context::{Context, Frame};
 use crate::enter;
-use crate::glue::{EXIT_KINDS, Exit, Glue};
+use crate::glue::Glue;
 use crate::records::Record;
+use crate::statistics::Counters;
 use crate::tables::AddressSpaces;
 use crate::translate::{MAX_BLOCK_BYTES, Request, Surroundings, Translation, translate};
 use crate::verify;
@@ -66,22 +67,6 @@ impl SharedFrame {
         // SAFETY: the frame is live; this only computes an address.
         unsafe { std::ptr::addr_of_mut!((*self.0.get()).context) }
     }
-}
-
-#[derive(Default)]
-pub(crate) struct Counters {
-    translated: u64,
-    guest_bytes: u64,
-    host_bytes: u64,
-    cache_drops: u64,
-    pub(crate) exits: [u64; EXIT_KINDS],
-    pub(crate) resumed: u64,
-    pub(crate) interpreted_resumed: u64,
-    pub(crate) tlb_fills: u64,
-    pub(crate) groups_split: u64,
-    dispatches: u64,
-    interpreted_blocks: u64,
-    translating_ns: u64,
 }
 
 impl TranslatorVcpu {
@@ -315,6 +300,7 @@ impl TranslatorVcpu {
     /// Starts with an empty code cache.
     fn drop_all(&mut self) {
         self.counters.cache_drops += 1;
+        self.counters.sites.add(&self.records);
         self.blocks.clear();
         self.records.clear();
         self.spaces.flush_all_jumps();
@@ -373,40 +359,7 @@ impl Vcpu for TranslatorVcpu {
 
     fn stats(&self) -> VcpuStats {
         let mut stats = self.interpreter.stats();
-        // Translated code does not count.
-        stats.instructions = None;
-        let c = &self.counters;
-        let exits = |kind: Exit| c.exits[kind as usize];
-        if std::env::var_os("SITES").is_some() {
-            let mut sums = std::collections::HashMap::<(iced_x86::Code, bool), u64>::new();
-            for r in &self.records {
-                *sums.entry((r.instruction, r.checked.is_some())).or_default() +=
-                    u64::from(r.taken);
-            }
-            let mut v: Vec<_> = sums.into_iter().collect();
-            v.sort_by_key(|x| std::cmp::Reverse(x.1));
-            for (k, n) in v.iter().take(40) {
-                eprintln!("{n:>10} {k:?}");
-            }
-        }
-        stats.counters.extend([
-            ("blocks_translated", c.translated),
-            ("guest_bytes_translated", c.guest_bytes),
-            ("host_bytes_emitted", c.host_bytes),
-            ("translating_ns", c.translating_ns),
-            ("code_cache_drops", c.cache_drops),
-            ("exits_to_interpreter", exits(Exit::Interpret)),
-            ("exits_by_tlb_miss", exits(Exit::Miss)),
-            ("exits_by_jump_miss", exits(Exit::Jump)),
-            ("exits_to_link", exits(Exit::Chain)),
-            ("exits_by_poll", exits(Exit::Poll)),
-            ("exits_resumed", c.resumed),
-            ("exits_interpreted_and_resumed", c.interpreted_resumed),
-            ("inline_tlb_fills", c.tlb_fills),
-            ("groups_split", c.groups_split),
-            ("dispatches", c.dispatches),
-            ("interpreted_alone", c.interpreted_blocks),
-        ]);
+        self.counters.report(&self.records, &mut stats);
         stats
     }
 }

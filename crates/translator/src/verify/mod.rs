@@ -179,7 +179,7 @@ impl<'a> Walk<'a> {
             self.merge(jumped)?;
         }
         if let Some(vectors) = self.resumes.remove(&at) {
-            self.resume(vectors);
+            self.resume(vectors)?;
         }
         if at == 0 || at == self.candidate.body {
             let entry = State::entry(&mut self.numbers);
@@ -209,15 +209,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The interpreter has executed an instruction. If it is translated as well, the code above has
-    /// had the same effect on the guest's registers; else it may have had any.
-    fn resume(&mut self, vectors: bool) {
-        let numbers = &mut self.numbers;
-        let interpreted = || State { vectors, ..State::entry(numbers) };
-        let state = self.state.get_or_insert_with(interpreted);
-        state.forget_scratch();
-        state.words[..2].fill(Value::Void);
-        state.vectors &= vectors;
+    /// The interpreter has executed what stands in the guest's memory: nothing else is known.
+    fn resume(&mut self, vectors: bool) -> Rule {
+        let state = State { vectors, ..State::entry(&mut self.numbers) };
+        self.merge(state)
     }
 
     /// One instruction; whether a record's number follows it.

@@ -73,28 +73,38 @@ fn every_opcode_with_every_operand_passes() {
     }
 }
 
-/// What comes of a block of one record that `emit` makes.
+/// What comes of a block with the records 0 and 1 that `emit` makes.
 fn outcome(emit: impl FnOnce(&mut Host, &Glue)) -> Result<(), Violation> {
+    outcome_with_record(|code, glue, _| emit(code, glue))
+}
+
+/// The same, with the records' `retry` and, for record 0, `resume`: offsets, at first 0.
+fn outcome_with_record(emit: impl FnOnce(&mut Host, &Glue, &mut Record)) -> Result<(), Violation> {
     let bench = Workbench::new().unwrap();
     let mut code = VecAssembler::new(bench.base as usize);
-    emit(&mut code, &bench.glue);
-    let record = Record {
+    let mut record = Record {
         offset: 0,
         left: 0,
         straddles: false,
         instruction: Code::INVALID,
         checked: None,
-        retry: bench.base,
+        retry: 0,
         resume: 0,
         site: 0,
         kept: Kept::NONE,
         taken: 0,
+        taken_as: 0,
     };
+    emit(&mut code, &bench.glue, &mut record);
+    record.retry += bench.base;
+    if record.resume != 0 {
+        record.resume += bench.base;
+    }
     check(&Candidate {
         host: &code.finalize().unwrap(),
         base: bench.base,
         body: 0,
-        records: &[record],
+        records: &[record, Record { resume: 0, ..record }],
         first_record: 0,
         glue: &bench.glue,
     })
@@ -125,7 +135,7 @@ fn refused(rule: &str, outcome: Result<(), Violation>) {
 }
 
 fn end(code: &mut Host, glue: &Glue) {
-    dynasm!(code ; .arch x64 ; call extern glue.interpret as usize ; .u32 0);
+    dynasm!(code ; .arch x64 ; call extern glue.interpret as usize ; .u32 1);
 }
 
 /// Checks `last + 1` bytes at R8, as blocks do.
@@ -391,7 +401,7 @@ fn jumps_stay_in_the_block_and_go_forward() {
     refuse("an indirect jump", |c, _| code!(c ; jmp rax));
     refuse("blocks do not have", |c, _| code!(c ; call rax));
     refuse("not a stub", |c, g| code!(c ; call extern g.enter as usize ; .u32 0));
-    refuse("a record of another block", |c, g| code!(c ; call extern g.poll as usize ; .u32 1));
+    refuse("a record of another block", |c, g| code!(c ; call extern g.poll as usize ; .u32 2));
     refused(
         "not an instruction's beginning",
         outcome(|c, g| {
@@ -521,33 +531,14 @@ fn a_bit_index_stays_in_its_word() {
 
 #[test]
 fn an_instruction_begun_anew_has_done_nothing_yet() {
-    // The retry point of these blocks is their entry, where nothing is known: one further on is
-    // made by hand.
     let block = |between: &dyn Fn(&mut Host)| {
-        let bench = Workbench::new().unwrap();
-        let mut code: Host = VecAssembler::new(bench.base as usize);
-        let c = &mut code;
-        code!(c ; mov rax, rsi ; mov [BYTE rsp + at::TEMPORARY], rax);
-        let retry = c.offset().0 as u64;
-        between(c);
-        pass_rbx(c, &bench.glue, at::READ);
-        end(c, &bench.glue);
-        let record = Record {
-            offset: 0,
-            left: 0,
-            straddles: false,
-            instruction: Code::INVALID,
-            checked: None,
-            retry: bench.base + retry,
-            resume: 0,
-            site: 0,
-            kept: Kept::NONE,
-            taken: 0,
-        };
-        let host = code.finalize().unwrap();
-        let (glue, base) = (&bench.glue, bench.base);
-        let records = &[record];
-        check(&Candidate { host: &host, base, body: 0, records, first_record: 0, glue })
+        outcome_with_record(|c, g, record| {
+            code!(c ; mov rax, rsi ; mov [BYTE rsp + at::TEMPORARY], rax);
+            record.retry = c.offset().0 as u64;
+            between(c);
+            pass_rbx(c, g, at::READ);
+            end(c, g);
+        })
     };
     block(&|_| {}).expect("nothing happens in between");
     refused("an effect already", block(&|c| code!(c ; mov rdx, rsi)));
@@ -568,4 +559,23 @@ fn an_instruction_begun_anew_has_done_nothing_yet() {
             end(c, g);
         }),
     );
+}
+
+#[test]
+fn nothing_is_known_behind_what_the_interpreter_executed() {
+    let block = |behind: &dyn Fn(&mut Host)| {
+        outcome_with_record(|c, g, record| {
+            pass_rbx(c, g, at::READ);
+            code!(c ; mov [BYTE rsp + at::GROUP], r9 ; jz >on);
+            code!(c ; call extern g.interpret as usize ; .u32 0);
+            code!(c ; on: ; mov r9, [BYTE rsp + at::GROUP] ; mov rax, [rbx + r9]);
+            record.resume = c.offset().0 as u64;
+            behind(c);
+            end(c, g);
+        })
+    };
+    // The record is also that of the check, which resumes there as well.
+    block(&|c| code!(c ; add rax, rbx)).expect("values of the guest");
+    refused("not written before", block(&|c| code!(c ; mov r9, [BYTE rsp + at::GROUP])));
+    refused("has not been checked", block(&|c| code!(c ; mov rax, [rbx + r9])));
 }
