@@ -77,7 +77,10 @@ impl Translator<'_> {
         let bytes = self.emit.encode(&mapped)?;
         if memory {
             let len = instruction.memory_size().size() as u16;
-            self.check_operand(planned, Checked { access, len, alignment: 1, group: Sharing::Alone })?;
+            self.check_operand(
+                planned,
+                Checked { access, len, alignment: 1, group: Sharing::Alone },
+            )?;
         }
         if by_cl {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
@@ -114,7 +117,10 @@ impl Translator<'_> {
         let bytes = self.emit.encode(&mapped)?;
         if memory {
             let len = instruction.memory_size().size() as u16;
-            self.check_operand(planned, Checked { access, len, alignment: 1, group: Sharing::Alone })?;
+            self.check_operand(
+                planned,
+                Checked { access, len, alignment: 1, group: Sharing::Alone },
+            )?;
             self.operand_address(planned)?;
         } else if uses_rcx {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
@@ -360,7 +366,10 @@ impl Translator<'_> {
     /// Reads the 8-byte memory operand into RCX.
     pub(crate) fn load_operand(&mut self, planned: &Planned) -> Option<()> {
         let access = Access::Read;
-        self.check_operand(planned, Checked { access, len: 8, alignment: 1, group: Sharing::Alone })?;
+        self.check_operand(
+            planned,
+            Checked { access, len: 8, alignment: 1, group: Sharing::Alone },
+        )?;
         self.load_checked(planned, RCX, true)
     }
 

@@ -198,7 +198,8 @@ impl TranslatorVcpu {
         }
         let access = if target { Access::Write } else { Access::Read };
         // Elements are aligned, or the check fails again and the interpreter looks at it.
-        let checked = Checked { access, len: 8 - (linear % 8) as u16, alignment: 1, group: Sharing::Alone };
+        let checked =
+            Checked { access, len: 8 - (linear % 8) as u16, alignment: 1, group: Sharing::Alone };
         let known = self.spaces.has(self.interpreter.access_mode(), linear, target);
         (!known && self.enter_page(checked, linear)).then_some(record.retry)
     }

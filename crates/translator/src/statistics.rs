@@ -11,7 +11,7 @@ use iced_x86::Code;
 
 use crate::allow::Access;
 use crate::glue::{EXIT_KINDS, Exit};
-use crate::records::{Checked, Record};
+use crate::records::{Checked, Record, Sharing};
 
 /// Sites that are reported.
 const MOST_SITES: usize = 20;
@@ -53,7 +53,7 @@ impl Counters {
         let misses = &mut self.misses;
         *match checked {
             None => &mut misses.string,
-            Some(Checked { group: true, .. }) => &mut misses.group,
+            Some(Checked { group: Sharing::Group | Sharing::ReadFirst, .. }) => &mut misses.group,
             Some(Checked { access: Access::Read, .. }) => &mut misses.read,
             Some(Checked { access: Access::Write, .. }) => &mut misses.write,
         } += 1;
@@ -214,9 +214,9 @@ mod tests {
         let checked = |access, group| Some(Checked { access, len: 8, alignment: 1, group });
         let mut counters = Counters::default();
         for (miss, times) in [
-            (checked(Access::Read, false), 1),
-            (checked(Access::Write, false), 2),
-            (checked(Access::Write, true), 3),
+            (checked(Access::Read, Sharing::Alone), 1),
+            (checked(Access::Write, Sharing::Alone), 2),
+            (checked(Access::Write, Sharing::Group), 3),
             (None, 4),
         ] {
             (0..times).for_each(|_| counters.count_miss(miss));

@@ -32,8 +32,7 @@ enum Field {
 
 /// The field at `displacement`, if blocks have anything to do with it.
 fn field(displacement: i32) -> Option<Field> {
-    const WORDS: [(i32, usize, usize); 2] =
-        [(at::TEMPORARY as i32, 0, 2), (at::GROUP, 2, GROUPS)];
+    const WORDS: [(i32, usize, usize); 2] = [(at::TEMPORARY as i32, 0, 2), (at::GROUP, 2, GROUPS)];
     if let Some(index) = SLOTTED.iter().position(|n| i32::from(at::slot(*n)) == displacement) {
         return Some(Field::Slot(index));
     }

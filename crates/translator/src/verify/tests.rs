@@ -566,9 +566,9 @@ fn nothing_is_known_behind_what_the_interpreter_executed() {
     let block = |behind: &dyn Fn(&mut Host)| {
         outcome_with_record(|c, g, record| {
             pass_rbx(c, g, at::READ);
-            code!(c ; mov [BYTE rsp + at::GROUP], r9 ; jz >on);
+            code!(c ; mov [BYTE rsp + at::GROUP as i8], r9 ; jz >on);
             code!(c ; call extern g.interpret as usize ; .u32 0);
-            code!(c ; on: ; mov r9, [BYTE rsp + at::GROUP] ; mov rax, [rbx + r9]);
+            code!(c ; on: ; mov r9, [BYTE rsp + at::GROUP as i8] ; mov rax, [rbx + r9]);
             record.resume = c.offset().0 as u64;
             behind(c);
             end(c, g);
@@ -576,6 +576,6 @@ fn nothing_is_known_behind_what_the_interpreter_executed() {
     };
     // The record is also that of the check, which resumes there as well.
     block(&|c| code!(c ; add rax, rbx)).expect("values of the guest");
-    refused("not written before", block(&|c| code!(c ; mov r9, [BYTE rsp + at::GROUP])));
+    refused("not written before", block(&|c| code!(c ; mov r9, [BYTE rsp + at::GROUP as i8])));
     refused("has not been checked", block(&|c| code!(c ; mov rax, [rbx + r9])));
 }
