@@ -42,6 +42,12 @@ impl CodeCache {
         self.executable.as_ptr() as u64 + self.used as u64
     }
 
+    /// Addresses of the code that there is.
+    #[cfg(test)]
+    pub(crate) fn executable(&self) -> std::ops::Range<u64> {
+        self.executable.as_ptr() as u64..self.next()
+    }
+
     /// Bytes in use.
     pub(crate) fn used(&self) -> usize {
         self.used

@@ -112,6 +112,20 @@ impl TranslatorVcpu {
         unsafe { &mut *self.frame.context() }
     }
 
+    /// The part of the stack below the context that translated code never writes.
+    #[cfg(test)]
+    pub(crate) fn canary_stack(&mut self) -> &mut [u8] {
+        // SAFETY: as for `context`.
+        unsafe { (*self.frame.0.get()).unused_stack() }
+    }
+
+    /// Panics unless the tables lead to guest RAM and to the code cache only.
+    #[cfg(test)]
+    pub(crate) fn inspect_tables(&self) {
+        let window = self.ram.host_window() as u64;
+        self.spaces.inspect(window..window + self.ram.size(), self.cache.executable());
+    }
+
     /// Serves events and finds out whether translated code may run; runs it until it leaves for
     /// good. `Some` leaves `run`.
     fn dispatch(&mut self, bus: &dyn CpuBus) -> Option<VcpuExit> {
