@@ -294,13 +294,18 @@ impl TranslatorVcpu {
             });
         }
         let entry = self.cache.append(&translation.host);
+        let body = entry + translation.body as u64;
+        if cfg!(debug_assertions) {
+            self.cache.allow_entry(entry);
+            self.cache.allow_entry(body);
+        }
         self.records.extend(translation.records);
         self.counters.translated += 1;
         self.counters.guest_bytes += u64::from(translation.guest_bytes);
         self.counters.host_bytes += translation.host.len() as u64;
         Block {
             entry,
-            body: entry + translation.body as u64,
+            body,
             instructions: translation.instructions,
             straddles: translation.straddles,
         }
