@@ -69,6 +69,19 @@ pub(crate) fn restrict(profile: &CpuProfile, supported: &CpuId, capabilities: u6
     restricted
 }
 
+/// The profile of the interpreter beside KVM: `restricted`, with those features of `whole` that
+/// unlock bits of CR4. It must take over whatever KVM let the guest set, and a KVM has been seen
+/// that lets guests set more than their CPUID says.
+pub(crate) fn for_carrier(whole: &CpuProfile, restricted: &CpuProfile) -> CpuProfile {
+    let mut profile = restricted.clone();
+    for feature in [f::UMIP, f::FSGSBASE, f::PCID, f::XSAVE, f::SMEP, f::SMAP] {
+        let mut answer = profile.cpuid(feature.leaf, feature.subleaf);
+        *answer.register_mut(feature.register) |= u32::from(whole.has(feature)) << feature.bit;
+        profile.set_leaf(feature.leaf, feature.subleaf, answer);
+    }
+    profile
+}
+
 /// The answers for KVM_SET_CPUID2. KVM itself adds what changes at run time.
 pub(crate) fn entries(profile: &CpuProfile, apic_id: u32) -> Result<CpuId, KvmError> {
     let basic = 0..=profile.cpuid(0, 0).eax;
@@ -118,6 +131,15 @@ mod tests {
         assert_eq!(restricted.cpuid(1, 0).eax, 0x806f8);
         assert_eq!(restricted.cpuid(0x8000_0001, 0).eax, 0x806f8);
         assert_eq!(restricted.arch_capabilities(), 0);
+    }
+
+    #[test]
+    fn the_interpreter_takes_over_every_bit_of_cr4() {
+        let whole = CpuProfile::new(Level::V3, Vendor::Intel, 1_000_000, &|_| true).unwrap();
+        let nothing = restrict(&whole, &CpuId::from_entries(&[]).unwrap(), 0);
+        assert!(!nothing.has(f::SMEP) && !nothing.has(f::XSAVE));
+        let carrier = for_carrier(&whole, &nothing);
+        assert!(carrier.has(f::SMEP) && carrier.has(f::XSAVE) && !carrier.has(f::AVX2));
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl KvmVcpu {
             return Err(unsupported("the CPU profile is of another vendor than the host's CPU"));
         }
         let khz = config.profile.tsc_khz();
-        config.profile = Arc::new(kvm.restrict(&config.profile));
+        let profile = kvm.restrict(&config.profile);
         let vm = kvm.create_vm()?;
         map_ram(&vm, &config.ram)?;
         kvm.take_exits(&vm)?;
@@ -141,9 +141,10 @@ impl KvmVcpu {
                 ))
             })?;
         }
-        let cpuid = crate::cpuid::entries(&config.profile, config.apic_id)?;
+        let cpuid = crate::cpuid::entries(&profile, config.apic_id)?;
         fd.set_cpuid2(&cpuid).map_err(KvmError::call("KVM_SET_CPUID2"))?;
         let run_size = vm.run_size();
+        config.profile = Arc::new(crate::cpuid::for_carrier(&config.profile, &profile));
         Self::around(Handle { fd, run_size }, vm, config)
     }
 
