@@ -31,6 +31,27 @@ corpus! {
     translator: translator::Translator::new().expect("a host with BMI2, AVX2 and FSGSBASE"),
 }
 
+/// The kvm engine where /dev/kvm opens. Where KVM itself emulates guest kernels, it deviates from
+/// the manuals in much that the programs look at, and only those run that it is known to pass.
+mod kvm {
+    use ::kvm::{Kvm, Speed};
+
+    const PASS_WHEN_EMULATED: [&str; 4] = ["real_mode", "smc", "task_switch", "v86"];
+
+    fn run(program: &str) {
+        let found = Kvm::open().and_then(|kvm| Ok((kvm.speed()?, kvm)));
+        match found {
+            Err(error) => eprintln!("SKIPPED {program} on kvm: {error}"),
+            Ok((Speed::Emulated(_), _)) if !PASS_WHEN_EMULATED.contains(&program) => {
+                eprintln!("SKIPPED {program} on kvm: this KVM is emulated");
+            }
+            Ok((_, kvm)) => super::run(program, std::sync::Arc::new(kvm)),
+        }
+    }
+
+    each_program!(run);
+}
+
 /// Far above what a program takes alone: the tests of a run share the host.
 const LIMIT: Duration = Duration::from_secs(120);
 /// What a program in which nothing failed writes to the debug-exit port.

@@ -182,7 +182,7 @@ pub struct RunArgs {
 pub enum EngineArg {
     /// The fastest that works here
     Auto,
-    /// Hardware assistance (not supported yet)
+    /// Hardware assistance through /dev/kvm
     Kvm,
     /// Translation to host code
     Translator,

@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 
-use lifecycle::{CpuLevel, EngineChoice, host};
+use lifecycle::{CpuLevel, EngineChoice, KvmOffer, host};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
@@ -61,7 +61,11 @@ fn memory() -> Check {
 }
 
 fn kvm() -> Check {
-    let found = open("/dev/kvm", "this version has no kvm engine yet");
+    let offer = KvmOffer::of_this_host();
+    let found = match offer {
+        KvmOffer::Hardware(_) | KvmOffer::Emulated(_) => Ok(offer.to_string()),
+        KvmOffer::Unusable(_) => Err(offer.to_string()),
+    };
     check("kvm", found)
 }
 

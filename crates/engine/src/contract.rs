@@ -56,6 +56,12 @@ pub trait Engine: Send + Sync {
     /// Name on the command line: `interpreter`, `translator`, `kvm`.
     fn name(&self) -> &'static str;
 
+    /// The frequency in kHz at which a guest's TSC runs whatever its profile says, when the engine
+    /// cannot choose it.
+    fn fixed_tsc_khz(&self) -> Option<u32> {
+        None
+    }
+
     /// Makes a vCPU in its power-on state.
     ///
     /// # Errors

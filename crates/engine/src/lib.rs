@@ -10,7 +10,7 @@
 //! - [`Vcpu::run`] returns only at instruction boundaries.
 //! - A bus call never blocks and never waits for another vCPU.
 //!
-//! Neighbours: `interpreter` (later `translator`, `kvm`) implement [`Engine`]; `machine`
+//! Neighbours: `interpreter`, `translator` and `kvm` implement [`Engine`]; `machine`
 //! implements [`CpuBus`]; `lifecycle` drives [`Vcpu`]s.
 
 #![forbid(unsafe_code)]

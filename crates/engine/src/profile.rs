@@ -236,6 +236,11 @@ impl CpuProfile {
         self.tsc_khz
     }
 
+    /// Replaces the TSC frequency, before the VM is created.
+    pub fn set_tsc_khz(&mut self, khz: u32) {
+        self.tsc_khz = khz;
+    }
+
     /// Bits of a guest-physical address.
     pub fn physical_bits(&self) -> u32 {
         PHYSICAL_BITS
@@ -252,6 +257,12 @@ impl CpuProfile {
     /// feature of that name.
     pub fn arch_capabilities(&self) -> u64 {
         self.arch_capabilities
+    }
+
+    /// Keeps only those bits of IA32_ARCH_CAPABILITIES that `allowed` has: an engine that runs
+    /// guest code natively can claim no more than the host.
+    pub fn restrict_arch_capabilities(&mut self, allowed: u64) {
+        self.arch_capabilities &= allowed;
     }
 
     /// Adds or replaces a leaf: the paravirtual leaves of the platform.

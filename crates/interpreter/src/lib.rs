@@ -24,6 +24,7 @@
 
 mod access;
 mod blocks;
+mod carry;
 mod cpu;
 mod debug;
 mod decode;

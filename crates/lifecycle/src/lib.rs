@@ -52,8 +52,8 @@ pub use backend::{ConsoleInput, ConsoleOutput, Disk};
 pub use config::{Policy, TripleFaultPolicy, VmConfig};
 pub use error::VmError;
 pub use machine::{
-    BootFiles, CpuLevel, EngineChoice, MachineError, MachineSpec, MachineStats, NamedFile,
-    Platform, RawDisk, RequestCount, Selected, StorageError, TimerCount, host,
+    BootFiles, CpuLevel, EngineChoice, KvmOffer, MachineError, MachineSpec, MachineStats,
+    NamedFile, Platform, RawDisk, RequestCount, Selected, StorageError, TimerCount, host,
 };
 pub use outcome::{Outcome, Progress};
 pub use snapshot::{CpuEntry, FileEntry, Manifest, SectionEntry, SnapshotDir, SnapshotError};

@@ -40,7 +40,10 @@ impl Vm {
     pub fn create(mut config: VmConfig) -> Result<Self, VmError> {
         config.spec.disks = config.disks.iter().map(|disk| DiskSpec::of(&**disk)).collect();
         config.spec.check()?;
-        let profile = config.spec.cpu.profile()?;
+        let mut profile = config.spec.cpu.profile()?;
+        if let Some(khz) = config.engine.fixed_tsc_khz() {
+            profile.set_tsc_khz(khz);
+        }
         let builder = Builder::new(config, profile)?;
         for (vcpu, state) in builder.vcpus.iter().zip(builder.machine.boot()?) {
             vcpu.restore(state)?;

@@ -36,7 +36,7 @@ mod timers;
 pub use boot_files::{BootFiles, NamedFile};
 pub use bus::{AccessCount, MmioMap, PortMap};
 pub use clock::{HostWallClock, VmClock};
-pub use engines::{EngineChoice, Selected};
+pub use engines::{EngineChoice, KvmOffer, Selected};
 pub use error::MachineError;
 pub use machine::{HostSide, Machine, MachineStats, RequestCount, TimerCount};
 pub use spec::{CpuLevel, DiskSpec, MachineSpec, Platform};

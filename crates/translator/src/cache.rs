@@ -4,6 +4,7 @@
 //! writable and executable. The file behind them has no name. This module and `enter.rs` hold the
 //! unsafe code of the crate.
 
+use std::collections::HashSet;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
@@ -15,6 +16,8 @@ pub(crate) struct CodeCache {
     executable: NonNull<u8>,
     size: usize,
     used: usize,
+    /// Where blocks may be entered; in debug builds, which check what is patched.
+    entries: HashSet<u64>,
 }
 
 // SAFETY: both mappings belong to the CodeCache alone; all access goes through `&mut self` or is
@@ -34,12 +37,18 @@ impl CodeCache {
         };
         let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
         let executable = map(ProtFlags::READ | ProtFlags::EXEC)?;
-        Ok(Self { writable, executable, size, used: 0 })
+        Ok(Self { writable, executable, size, used: 0, entries: HashSet::new() })
     }
 
     /// Host address at which the next code will execute.
     pub(crate) fn next(&self) -> u64 {
         self.executable.as_ptr() as u64 + self.used as u64
+    }
+
+    /// Addresses of the code that there is.
+    #[cfg(test)]
+    pub(crate) fn executable(&self) -> std::ops::Range<u64> {
+        self.executable.as_ptr() as u64..self.next()
     }
 
     /// Bytes in use.
@@ -71,6 +80,12 @@ impl CodeCache {
     /// Forgets everything behind the first `keep` bytes.
     pub(crate) fn truncate(&mut self, keep: usize) {
         self.used = keep;
+        self.entries.clear();
+    }
+
+    /// Jumps may be patched to lead to `at`.
+    pub(crate) fn allow_entry(&mut self, at: u64) {
+        self.entries.insert(at);
     }
 
     /// Offset of an executable address in the cache.
@@ -80,9 +95,15 @@ impl CodeCache {
         offset
     }
 
-    /// Overwrites the 32-bit displacement at executable address `at`.
+    /// Overwrites the 32-bit displacement at executable address `at`, of a jump, which then leads to
+    /// a block.
     pub(crate) fn patch(&mut self, at: u64, value: i32) {
         let offset = self.offset(at, 4);
+        if cfg!(debug_assertions) {
+            let target = at.wrapping_add(4).wrapping_add_signed(i64::from(value));
+            assert!(self.entries.contains(&target), "a jump patched to lead into a block");
+            assert!(self.is_jump(offset), "a patch of something else than a jump");
+        }
         // SAFETY: the range lies inside the writable mapping. Only this thread executes the code,
         // and it is not executing now.
         unsafe {
@@ -92,6 +113,16 @@ impl CodeCache {
 }
 
 impl CodeCache {
+    /// Whether the displacement at `offset` is that of JMP or Jcc.
+    fn is_jump(&self, offset: usize) -> bool {
+        let byte = |back: usize| {
+            let at = offset.checked_sub(back)?;
+            // SAFETY: it lies before `offset`, inside the writable mapping.
+            Some(unsafe { self.writable.as_ptr().add(at).read() })
+        };
+        matches!((byte(2), byte(1)), (_, Some(0xe9)) | (Some(0x0f), Some(0x80..=0x8f)))
+    }
+
     /// Replaces the five bytes at executable address `at`, a call, by a jump to `target`.
     pub(crate) fn patch_with_jump(&mut self, at: u64, target: u64) {
         const JMP: u8 = 0xe9;

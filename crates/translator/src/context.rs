@@ -142,6 +142,12 @@ impl Frame {
     pub(crate) fn new() -> Self {
         Self { stack: [0; STACK], context: Context::new() }
     }
+
+    /// The part of the stack that no stub reaches; a signal would.
+    #[cfg(test)]
+    pub(crate) fn unused_stack(&mut self) -> &mut [u8] {
+        &mut self.stack[..STACK - 256]
+    }
 }
 
 impl Context {
@@ -236,6 +242,7 @@ pub(crate) struct Jump {
 }
 
 /// Operands of PEXT.
+#[derive(PartialEq, Eq)]
 #[repr(C, align(64))]
 pub(crate) struct Masks {
     /// Arithmetic flags, in RFLAGS.

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use engine::{CpuProfile, EngineError, Level, VcpuConfig, Vendor};
+use engine::{CpuProfile, EngineError, Level, ProfileError, VcpuConfig, Vendor};
 use iced_x86::{Decoder, DecoderOptions, FastFormatter, FlowControl, InstructionInfoFactory};
 use interpreter::InterpreterVcpu;
 use lapic::{LocalApic, LocalApicConfig, Mailbox};
@@ -88,6 +88,11 @@ fn guest_text(code: &[u8], offset: u32, formatter: &mut FastFormatter) -> String
     text
 }
 
+/// The profile `v3` with all features.
+pub(crate) fn profile() -> Result<CpuProfile, ProfileError> {
+    CpuProfile::new(Level::V3, Vendor::Intel, 1_000_000, &|_| true)
+}
+
 /// Translates blocks that nobody runs, for a CPU of profile `v3` with all features.
 pub(crate) struct Workbench {
     interpreter: InterpreterVcpu,
@@ -102,8 +107,7 @@ pub(crate) struct Workbench {
 impl Workbench {
     pub(crate) fn new() -> Result<Self, EngineError> {
         let host = |cause: String| EngineError::Host { engine: crate::NAME, cause };
-        let profile = CpuProfile::new(Level::V3, Vendor::Intel, 1_000_000, &|_| true)
-            .map_err(|e| host(e.to_string()))?;
+        let profile = profile().map_err(|e| host(e.to_string()))?;
         let apic = LocalApic::new(LocalApicConfig::default());
         let interpreter = InterpreterVcpu::new(VcpuConfig {
             index: 0,

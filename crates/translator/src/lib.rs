@@ -27,6 +27,8 @@ mod emit;
 mod enter;
 mod exits;
 mod glue;
+#[cfg(test)]
+mod hostile;
 mod plan;
 mod records;
 mod registers;

@@ -254,6 +254,27 @@ impl AddressSpaces {
         self.present = self.next_victim;
     }
 
+    /// Panics unless the masks are as they were made, every entry leads to a page inside `window`,
+    /// and every jump entry to `code`.
+    #[cfg(test)]
+    pub(crate) fn inspect(&self, window: std::ops::Range<u64>, code: std::ops::Range<u64>) {
+        let all = self.spaces.iter().flat_map(|space| space.modes.iter().flatten());
+        for tables in all.map(|logged| &logged.tables) {
+            assert!(tables.masks == crate::context::Masks::ALL, "masks have been changed");
+            for index in 0..TLB_ENTRIES {
+                for tag in [tables.read[index], tables.write[index]] {
+                    let page = tables.addend[index].wrapping_sub(tag);
+                    let inside = window.contains(&page) && page % 4096 == window.start % 4096;
+                    assert!(tag == empty_tag(index) || inside, "entry {index}: {page:#x}");
+                }
+            }
+            for (index, jump) in tables.jumps.iter().enumerate() {
+                let inside = code.contains(&jump.host);
+                assert!(jump.tag == empty_jump(index) || inside, "jump entry {index}");
+            }
+        }
+    }
+
     fn each(&mut self, mut f: impl FnMut(u16, &mut Logged)) {
         for space in &mut self.spaces {
             for logged in space.modes.iter_mut().flatten() {

@@ -112,6 +112,20 @@ impl TranslatorVcpu {
         unsafe { &mut *self.frame.context() }
     }
 
+    /// The part of the stack below the context that translated code never writes.
+    #[cfg(test)]
+    pub(crate) fn canary_stack(&mut self) -> &mut [u8] {
+        // SAFETY: as for `context`.
+        unsafe { (*self.frame.0.get()).unused_stack() }
+    }
+
+    /// Panics unless the tables lead to guest RAM and to the code cache only.
+    #[cfg(test)]
+    pub(crate) fn inspect_tables(&self) {
+        let window = self.ram.host_window() as u64;
+        self.spaces.inspect(window..window + self.ram.size(), self.cache.executable());
+    }
+
     /// Serves events and finds out whether translated code may run; runs it until it leaves for
     /// good. `Some` leaves `run`.
     fn dispatch(&mut self, bus: &dyn CpuBus) -> Option<VcpuExit> {
@@ -280,13 +294,18 @@ impl TranslatorVcpu {
             });
         }
         let entry = self.cache.append(&translation.host);
+        let body = entry + translation.body as u64;
+        if cfg!(debug_assertions) {
+            self.cache.allow_entry(entry);
+            self.cache.allow_entry(body);
+        }
         self.records.extend(translation.records);
         self.counters.translated += 1;
         self.counters.guest_bytes += u64::from(translation.guest_bytes);
         self.counters.host_bytes += translation.host.len() as u64;
         Block {
             entry,
-            body: entry + translation.body as u64,
+            body,
             instructions: translation.instructions,
             straddles: translation.straddles,
         }

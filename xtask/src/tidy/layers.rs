@@ -21,10 +21,10 @@ const LAYERS: [Layer; 10] = [
     },
     // Code that engines share. It knows the instruction set, not the guest.
     Layer { name: "execution", crates: &["hostexec"], may_use: &["definitions"] },
-    // Never parts. The translator hands the interpreter what it does not translate.
+    // Never parts. The others hand the interpreter what they do not execute.
     Layer {
         name: "engines",
-        crates: &["interpreter", "translator"],
+        crates: &["interpreter", "translator", "kvm"],
         may_use: &["definitions", "contracts", "execution", "engines"],
     },
     // What parts plug into.

@@ -49,7 +49,6 @@ fn what_later_versions_do_is_refused_by_name() {
         &["--module", "x"],
         &["--gdb", "localhost:1"],
         &["--cpus", "2"],
-        &["--engine", "kvm"],
         &["--platform", "xen-pvh"],
         &["--platform", "xen-pv"],
     ] {

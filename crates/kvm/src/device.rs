@@ -1,0 +1,177 @@
+//! Opening /dev/kvm, its capabilities, and VMs with memory.
+
+use std::io::ErrorKind;
+
+use engine::{CpuProfile, Vendor};
+use kvm_bindings::{
+    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, Msrs,
+    kvm_enable_cap, kvm_msr_entry, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{
+    Cap, Kvm as Device, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
+};
+use memory::GuestRam;
+use x86::msr;
+
+use crate::KvmError;
+
+/// The version of the interface since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+/// Where KVM on Intel keeps pages of its own in the guest's address space: below the I/O APIC's
+/// neighbours, where no platform has anything. The page tables take one page, the TSS three.
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+const TSS: usize = 0xfeff_d000;
+
+/// /dev/kvm, found usable.
+pub(crate) struct Opened {
+    pub(crate) device: Device,
+    /// What KVM can give guests.
+    pub(crate) supported: CpuId,
+    /// The frequency of every guest's TSC, where the CPU cannot scale it.
+    pub(crate) fixed_tsc_khz: Option<u32>,
+}
+
+/// Opens /dev/kvm and looks whether it has what the engine needs.
+pub(crate) fn open() -> Result<Opened, KvmError> {
+    let device = Device::new().map_err(|error| {
+        let cause = std::io::Error::from_raw_os_error(error.errno());
+        match cause.kind() {
+            ErrorKind::NotFound => KvmError::Missing,
+            ErrorKind::PermissionDenied => KvmError::NoPermission,
+            // The node is there and the module is not.
+            _ if matches!(error.errno(), libc::ENXIO | libc::ENODEV) => KvmError::Missing,
+            _ => KvmError::Open(cause),
+        }
+    })?;
+    match device.get_api_version() {
+        API_VERSION => {}
+        other => return Err(KvmError::ApiVersion(other)),
+    }
+    let needed = [
+        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+        (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+        (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+        (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+        (Cap::Xsave, "KVM_CAP_XSAVE"),
+        (Cap::Xcrs, "KVM_CAP_XCRS"),
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+        (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
+        (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER"),
+    ];
+    if let Some((_, name)) = needed.iter().find(|(cap, _)| !device.check_extension(*cap)) {
+        return Err(KvmError::Lacks(name));
+    }
+    let supported = device
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
+    let mut opened = Opened { device, supported, fixed_tsc_khz: None };
+    if !opened.device.check_extension(Cap::TscControl) {
+        let vm = opened.create_vm()?;
+        let vcpu = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
+        let khz = vcpu.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
+        opened.fixed_tsc_khz = Some(khz);
+    }
+    Ok(opened)
+}
+
+/// MSRs that KVM keeps itself, which guests access without an exit. Not the PAT: memory types mean
+/// nothing without devices of the host, and KVM accepts values that no CPU does.
+pub(crate) const NATIVE_MSRS: [u32; 9] = [
+    msr::STAR,
+    msr::LSTAR,
+    msr::CSTAR,
+    msr::SFMASK,
+    msr::KERNEL_GS_BASE,
+    msr::TSC_AUX,
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+];
+
+impl Opened {
+    /// An empty VM.
+    pub(crate) fn create_vm(&self) -> Result<VmFd, KvmError> {
+        let vm = loop {
+            match self.device.create_vm() {
+                Err(error) if error.errno() == libc::EINTR => {}
+                other => break other.map_err(KvmError::call("KVM_CREATE_VM"))?,
+            }
+        };
+        vm.set_identity_map_address(IDENTITY_MAP)
+            .map_err(KvmError::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_tss_address(TSS).map_err(KvmError::call("KVM_SET_TSS_ADDR"))?;
+        Ok(vm)
+    }
+
+    /// Makes every access to an MSR that is not in [`NATIVE_MSRS`] an exit, and every instruction
+    /// that KVM should emulate and cannot.
+    pub(crate) fn take_exits(&self, vm: &VmFd) -> Result<(), KvmError> {
+        let reasons =
+            KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
+        cap.args[0] = u64::from(reasons);
+        vm.enable_cap(&cap).map_err(KvmError::call("KVM_CAP_X86_USER_SPACE_MSR"))?;
+        if vm.check_extension_raw(KVM_CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
+            // Else user code is given #UD for what KVM cannot emulate.
+            let cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE;
+            let mut cap = kvm_enable_cap { cap, ..Default::default() };
+            cap.args[0] = 1;
+            vm.enable_cap(&cap).map_err(KvmError::call("KVM_CAP_EXIT_ON_EMULATION_FAILURE"))?;
+        }
+        // What KVM's emulator needs to execute RDMSR of the segment bases and EFER is theirs, too.
+        let ranges = [(msr::SYSENTER_CS, 3), (msr::EFER, 5), (msr::FS_BASE, 4)];
+        let allow = [0xff_u8];
+        let ranges = ranges.map(|(base, msr_count)| MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base,
+            msr_count,
+            bitmap: &allow,
+        });
+        vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
+            .map_err(KvmError::call("KVM_X86_SET_MSR_FILTER"))
+    }
+
+    /// The part of IA32_ARCH_CAPABILITIES that KVM offers guests; 0 when it has none.
+    fn arch_capabilities(&self) -> u64 {
+        let entry = kvm_msr_entry { index: msr::ARCH_CAPABILITIES, ..Default::default() };
+        let Ok(mut msrs) = Msrs::from_entries(&[entry]) else { return 0 };
+        match self.device.get_msrs(&mut msrs) {
+            Ok(1) => msrs.as_slice()[0].data,
+            _ => 0,
+        }
+    }
+
+    /// What of `profile` this host's KVM can give (crate `engine`, `speculation`).
+    pub(crate) fn restrict(&self, profile: &CpuProfile) -> CpuProfile {
+        crate::cpuid::restrict(profile, &self.supported, self.arch_capabilities())
+    }
+
+    /// Whether KVM runs on a CPU of `vendor`.
+    pub(crate) fn is_vendor(&self, vendor: Vendor) -> bool {
+        let name = match vendor {
+            Vendor::Intel => u32::from_le_bytes(*b"Genu"),
+            Vendor::Amd => u32::from_le_bytes(*b"Auth"),
+        };
+        self.supported.as_slice().iter().any(|entry| entry.function == 0 && entry.ebx == name)
+    }
+}
+
+/// Gives `vm` all of `ram`.
+pub(crate) fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
+    for (slot, region) in (0..).zip(ram.regions()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.gpa,
+            memory_size: region.len,
+            userspace_addr: ram.host_window() as u64 + region.offset.0,
+        };
+        // SAFETY: the region lies inside the window, which is mapped while the GuestRam lives, and
+        // who made the VM keeps the GuestRam as long. The guest may change the bytes at any time,
+        // as the GuestRam expects of vCPUs.
+        unsafe { vm.set_user_memory_region(slot) }
+            .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}

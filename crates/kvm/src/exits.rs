@@ -1,0 +1,302 @@
+//! Into the kernel and out of it: interrupts before, exits after.
+
+use device::{Answer, Width};
+use engine::{CpuBus, EngineError};
+use kvm_bindings as kvm;
+use lapic::{Effects, Event};
+use x86::msr;
+
+use crate::KvmError;
+use crate::vcpu::{Handover, KvmVcpu};
+
+/// Size of the xAPIC page.
+const PAGE: u64 = 4096;
+
+impl KvmVcpu {
+    /// Runs the guest until the next exit and serves it.
+    pub(crate) fn enter(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        // Whoever wakes the vCPU after this line ends KVM_RUN; who did before is seen below.
+        self.handle.set_immediate_exit(false);
+        if self.mailbox.has_work() {
+            self.drain()?;
+        }
+        if self.handover.is_some() {
+            return Ok(());
+        }
+        self.serve_timer()?;
+        self.arrange_interrupt(bus)?;
+        if self.waker.is_kicked() {
+            return Ok(());
+        }
+        self.run_once(bus)
+    }
+
+    /// Completes the instruction that the kernel is in the middle of.
+    pub(crate) fn complete(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        while self.incomplete {
+            self.handle.set_immediate_exit(true);
+            self.run_once(bus)?;
+        }
+        Ok(())
+    }
+
+    fn run_once(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        self.counters.runs += 1;
+        match self.handle.fd.run().map(drop) {
+            Ok(()) => {
+                (self.incomplete, self.window_known) = (false, true);
+                self.take_priority();
+                self.serve_exit(bus)
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                self.counters.signals += 1;
+                (self.incomplete, self.window_known) = (false, true);
+                self.take_priority();
+                Ok(())
+            }
+            Err(error) => Err(KvmError::call("KVM_RUN")(error).into()),
+        }
+    }
+
+    /// The guest may have written CR8.
+    fn take_priority(&mut self) {
+        let cr8 = self.handle.page().cr8 as u8 & 0xf;
+        if cr8 != self.apic.cr8() {
+            self.apic.set_cr8(cr8);
+        }
+    }
+
+    /// Takes what others have posted. INIT and start-up IPIs are for the interpreter.
+    fn drain(&mut self) -> Result<(), EngineError> {
+        let mailbox = std::sync::Arc::clone(&self.mailbox);
+        let (mut nmi, mut again) = (false, Vec::new());
+        mailbox.drain(|event| match event {
+            Event::Interrupt { vector, level } => self.apic.accept(vector, level),
+            Event::Nmi => nmi = true,
+            Event::Init | Event::Sipi(_) => again.push(event),
+        });
+        if nmi {
+            self.handle.fd.nmi().map_err(KvmError::call("KVM_NMI"))?;
+        }
+        for event in again {
+            self.handover = Some(Handover::ONE);
+            match event {
+                Event::Init => mailbox.post_init(),
+                Event::Sipi(vector) => mailbox.post_sipi(vector),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the APIC's timer fire when it is due, and sets the alarm for when it will be.
+    fn serve_timer(&mut self) -> Result<(), EngineError> {
+        let distance = match self.apic.deadline() {
+            None => None,
+            Some(_) => {
+                let now = self.handle.tsc()?;
+                self.apic.tick(now);
+                self.apic.deadline().map(|at| self.scale.ticks_to_ns(at.saturating_sub(now)))
+            }
+        };
+        self.alarm.set(distance);
+        Ok(())
+    }
+
+    /// Delivers an interrupt that the guest can take now; for one that it cannot, asks the kernel
+    /// to come back when it can.
+    fn arrange_interrupt(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        let external = self.mailbox.extint() && self.apic.accepts_extint();
+        let waits = external || self.apic.pending().is_some();
+        let cr8 = u64::from(self.apic.cr8());
+        let known = self.window_known && !self.incomplete;
+        let page = self.handle.page();
+        page.cr8 = cr8;
+        let open = known && page.ready_for_interrupt_injection != 0 && page.if_flag != 0;
+        page.request_interrupt_window = u8::from(waits && !open);
+        if !waits || !open {
+            return Ok(());
+        }
+        let vector =
+            if external { Some(bus.acknowledge_extint()) } else { self.apic.acknowledge() };
+        if let Some(vector) = vector {
+            self.counters.interrupts += 1;
+            self.window_known = false;
+            self.handle.interrupt(vector)?;
+        }
+        let more =
+            self.mailbox.extint() && self.apic.accepts_extint() || self.apic.pending().is_some();
+        self.handle.page().request_interrupt_window = u8::from(more);
+        Ok(())
+    }
+
+    fn serve_exit(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        match self.handle.page().exit_reason {
+            kvm::KVM_EXIT_IO => self.serve_ports(bus),
+            kvm::KVM_EXIT_MMIO => self.serve_mmio(bus)?,
+            kvm::KVM_EXIT_X86_RDMSR => self.serve_msr(bus, false)?,
+            kvm::KVM_EXIT_X86_WRMSR => self.serve_msr(bus, true)?,
+            kvm::KVM_EXIT_HLT => {
+                self.counters.halts += 1;
+                self.handover = Some(Handover::Halt);
+            }
+            kvm::KVM_EXIT_SHUTDOWN => self.handover = Some(Handover::Shutdown),
+            kvm::KVM_EXIT_INTERNAL_ERROR => {
+                self.counters.failures += 1;
+                self.handover = Some(Handover::FAILED);
+            }
+            kvm::KVM_EXIT_FAIL_ENTRY => {
+                self.counters.entry_failures += 1;
+                self.handover = Some(Handover::FAILED);
+            }
+            kvm::KVM_EXIT_IRQ_WINDOW_OPEN => self.counters.windows += 1,
+            kvm::KVM_EXIT_SET_TPR | kvm::KVM_EXIT_INTR => {}
+            other => return Err(KvmError::UnexpectedExit(other).into()),
+        }
+        Ok(())
+    }
+
+    /// Keeps a cause to stop that came with an answer. A fault reads as all-ones: KVM cannot raise
+    /// an exception for a port or memory access, and no device of a PC asks for one.
+    fn take<T>(&mut self, answer: Answer<T>) -> Option<T> {
+        match answer {
+            Answer::Done(value) => Some(value),
+            Answer::Fault => None,
+            Answer::StopAfterInstruction(value, cause) => {
+                self.stop = Some(cause);
+                Some(value)
+            }
+        }
+    }
+
+    fn serve_ports(&mut self, bus: &dyn CpuBus) {
+        self.counters.ports += 1;
+        self.incomplete = true;
+        let (exit, data) = self.handle.port_exit();
+        let width = match exit.size {
+            1 => Width::Byte,
+            2 => Width::Word,
+            _ => Width::Dword,
+        };
+        let mut stop = None;
+        for item in data.chunks_mut(exit.size.max(1)) {
+            let mut bytes = [0; 4];
+            let len = item.len().min(4);
+            bytes[..len].copy_from_slice(&item[..len]);
+            if exit.write {
+                let answer = bus.port_write(exit.port, width, u32::from_le_bytes(bytes));
+                stop = stop.or(cause_of(&answer));
+            } else {
+                let answer = bus.port_read(exit.port, width);
+                stop = stop.or(cause_of(&answer));
+                let value = match answer {
+                    Answer::Done(value) | Answer::StopAfterInstruction(value, _) => value,
+                    Answer::Fault => width.mask(),
+                };
+                item[..len].copy_from_slice(&value.to_le_bytes()[..len]);
+            }
+        }
+        self.stop = self.stop.take().or(stop);
+    }
+
+    fn serve_mmio(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        self.counters.mmio += 1;
+        self.incomplete = true;
+        // SAFETY: KVM_EXIT_MMIO was seen; all fields are integers.
+        let mmio = unsafe { self.handle.page().__bindgen_anon_1.mmio };
+        let (gpa, len) = (mmio.phys_addr, (mmio.len as usize).min(8));
+        let mut data = mmio.data;
+        let apic = self.apic.mmio_window() == Some(gpa & !(PAGE - 1));
+        match (apic, mmio.is_write != 0) {
+            (true, true) => self.write_apic(bus, gpa % PAGE, &data[..len])?,
+            (true, false) => self.read_apic(gpa % PAGE, &mut data[..len])?,
+            (false, true) => {
+                let answer = bus.mmio_write(gpa, &data[..len]);
+                self.take(answer);
+            }
+            (false, false) => {
+                let answer = bus.mmio_read(gpa, &mut data[..len]);
+                if self.take(answer).is_none() {
+                    data.fill(0xff);
+                }
+            }
+        }
+        self.handle.page().__bindgen_anon_1.mmio.data = data;
+        Ok(())
+    }
+
+    /// As the interpreter: 32-bit registers, of which narrow accesses read bytes.
+    fn read_apic(&mut self, offset: u64, to: &mut [u8]) -> Result<(), EngineError> {
+        let now = self.handle.tsc()?;
+        let value = self.apic.mmio_read((offset & !3) as u32, now).to_le_bytes();
+        for (index, byte) in to.iter_mut().enumerate() {
+            *byte = value.get((offset & 3) as usize + index).copied().unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    /// Only aligned 32-bit writes have an effect.
+    fn write_apic(
+        &mut self,
+        bus: &dyn CpuBus,
+        offset: u64,
+        from: &[u8],
+    ) -> Result<(), EngineError> {
+        if let Some(value) = from.first_chunk::<4>()
+            && offset.is_multiple_of(4)
+        {
+            let now = self.handle.tsc()?;
+            let effects = self.apic.mmio_write(offset as u32, u32::from_le_bytes(*value), now);
+            self.apply(bus, effects);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, bus: &dyn CpuBus, effects: Effects) {
+        if let Some(ipi) = effects.ipi {
+            bus.send_ipi(self.index, ipi);
+        }
+        if let Some(vector) = effects.eoi {
+            bus.end_of_interrupt(vector);
+        }
+        if effects.destination_changed {
+            self.mailbox.publish(self.apic.destination());
+        }
+    }
+
+    /// The local APIC's are served here, all others by the interpreter.
+    fn serve_msr(&mut self, bus: &dyn CpuBus, write: bool) -> Result<(), EngineError> {
+        self.counters.msrs += 1;
+        self.incomplete = true;
+        // SAFETY: KVM_EXIT_X86_RDMSR or _WRMSR was seen; all fields are integers.
+        let access = unsafe { self.handle.page().__bindgen_anon_1.msr };
+        if !matches!(access.index, msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST) {
+            return self.abandon(bus);
+        }
+        let now = self.handle.tsc()?;
+        let answer = if write {
+            let effects = self.apic.msr_write(access.index, access.data, now);
+            effects.map(|effects| {
+                self.apply(bus, effects);
+                access.data
+            })
+        } else {
+            self.apic.msr_read(access.index, now)
+        };
+        let page = self.handle.page();
+        page.__bindgen_anon_1.msr.error = u8::from(answer.is_err());
+        if let Ok(value) = answer {
+            page.__bindgen_anon_1.msr.data = value;
+        }
+        // A write to the task priority register changes CR8, too.
+        page.cr8 = u64::from(self.apic.cr8());
+        Ok(())
+    }
+}
+
+fn cause_of<T>(answer: &Answer<T>) -> Option<device::StopCause> {
+    match answer {
+        Answer::StopAfterInstruction(_, cause) => Some(*cause),
+        _ => None,
+    }
+}
