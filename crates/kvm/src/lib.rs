@@ -12,7 +12,9 @@
 //!
 //! Limits: one vCPU; no TSC scaling where the host has none; memory that the guest writes is not
 //! in the dirty bitmaps of `memory`, which nobody reads from yet; the xAPIC page cannot be moved
-//! over RAM.
+//! over RAM. IA32_SPEC_CTRL is not passed through: guests see no more features than their profile.
+//! A KVM that answers an instruction it cannot emulate with #UD in the guest, instead of reporting
+//! it, cannot be helped: on one such host TZCNT in a kernel ends Linux before its user space.
 //!
 //! Specification: Linux, Documentation/virt/kvm/api.rst.
 //! Neighbours: implements `engine`; uses `memory`, `lapic`, `interpreter`.
