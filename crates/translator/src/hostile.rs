@@ -26,7 +26,7 @@ use crate::dump::profile;
 use crate::emit::{Emitter, R8, R9};
 use crate::enter;
 use crate::glue::{Exit, Glue};
-use crate::records::Checked;
+use crate::records::{Checked, Sharing};
 use crate::translate::MAX_BLOCK_BYTES;
 use crate::{Options, TranslatorVcpu};
 
@@ -122,7 +122,7 @@ fn the_check_in_line_computes_what_the_tables_tests_compute() {
     let shapes = [(1, 1), (2, 1), (8, 1), (32, 1), (256, 1), (16, 16), (32, 32)];
     for (len, alignment) in shapes {
         for access in [Access::Read, Access::Write] {
-            let checked = Checked { access, len, alignment, group: false };
+            let checked = Checked { access, len, alignment, group: Sharing::Alone };
             let code = piece.make(|emitter| emitter.check(checked));
             for _ in 0..20_000 {
                 let linear = edgy(&mut random);
