@@ -182,7 +182,7 @@ pub struct RunArgs {
 pub enum EngineArg {
     /// The fastest that works here
     Auto,
-    /// Hardware assistance through /dev/kvm
+    /// Hardware assistance through /dev/kvm (experimental)
     Kvm,
     /// Translation to host code
     Translator,

@@ -3,6 +3,7 @@
 //! The main thread waits for events: the VM has ended, a signal, an escape key, all output is
 //! written. Everything else happens in the VM's own threads and in those of [`crate::console`].
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -97,7 +98,8 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     terminal::enter_raw().context("cannot make the terminal raw")?;
     start_input(&vm, &events).context("cannot read standard input")?;
     vm.resume()?;
-    let end = Session { vm: &vm, output: &output, queue: &queue }.run();
+    let end =
+        Session { vm: &vm, output: &output, queue: &queue, output_done: Cell::new(false) }.run();
     terminal::restore();
     report_end(&end);
     Ok(end)
@@ -167,6 +169,8 @@ struct Session<'a> {
     vm: &'a Vm,
     output: &'a Output,
     queue: &'a Receiver<Event>,
+    /// The output ended before the VM: nobody reads it any more.
+    output_done: Cell<bool>,
 }
 
 impl Session<'_> {
@@ -199,7 +203,8 @@ impl Session<'_> {
                     next = Some(self.kill());
                 }
                 Ok(Event::Key(Key::Help)) => terminal::message(HELP),
-                Ok(Event::Key(Key::Guest(_)) | Event::OutputDone) => {}
+                Ok(Event::OutputDone) => self.output_done.set(true),
+                Ok(Event::Key(Key::Guest(_))) => {}
                 Err(RecvTimeoutError::Timeout) => match next.take() {
                     Some((_, Next::Kill)) => next = Some(self.kill()),
                     Some((_, Next::Abandon)) => self.output.abandon(),
@@ -229,6 +234,9 @@ impl Session<'_> {
     /// signal or Ctrl-A X ends the wait; a signal gives the status.
     fn flush(&self, killed: bool) -> Option<u8> {
         self.output.finish();
+        if self.output_done.get() {
+            return None;
+        }
         let deadline = killed.then(|| Instant::now() + STUCK);
         loop {
             match self.event_before(deadline) {

@@ -57,6 +57,19 @@ fn closed_streams_do_not_matter() {
 }
 
 #[test]
+fn a_vm_ends_although_its_reader_has_long_gone() {
+    let kernel = Kernel::new(&guests::echo());
+    let mut child = kernel.command(&[]).stdin(Stdio::piped()).spawn().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), ".");
+    drop(child.stdout.take());
+    // What is written after that finds the output closed, well before the VM ends.
+    send(child.stdin.as_mut().unwrap(), b"some text");
+    std::thread::sleep(Duration::from_millis(300));
+    send(child.stdin.as_mut().unwrap(), b"q");
+    assert_eq!(wait(&mut child).code(), Some(0));
+}
+
+#[test]
 fn a_reader_that_goes_away_does_not_end_the_vm() {
     let kernel = Kernel::new(&guests::print_for_ever());
     let mut child = kernel.command(&[]).spawn().unwrap();
