@@ -1,5 +1,6 @@
 //! Locks of devices and the lines that they drive.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device::{InterruptLine, Nanos, Timer};
@@ -19,12 +20,14 @@ pub(crate) struct Driven<S> {
     state: Mutex<S>,
     line: Arc<dyn InterruptLine>,
     level: fn(&S) -> bool,
+    /// Threads between a change of the state and the line's.
+    changing: AtomicU32,
 }
 
 impl<S> Driven<S> {
     /// `state`, driving `line` at the level that `level` computes.
     pub(crate) fn new(state: S, line: Arc<dyn InterruptLine>, level: fn(&S) -> bool) -> Self {
-        Self { state: Mutex::new(state), line, level }
+        Self { state: Mutex::new(state), line, level, changing: AtomicU32::new(0) }
     }
 
     /// Looks at the state.
@@ -34,6 +37,7 @@ impl<S> Driven<S> {
 
     /// Changes the state, then sets the line if its level changed.
     pub(crate) fn update<R>(&self, change: impl FnOnce(&mut S) -> R) -> R {
+        self.changing.fetch_add(1, Ordering::Acquire);
         let mut state = lock(&self.state);
         let before = (self.level)(&state);
         let result = change(&mut state);
@@ -42,7 +46,16 @@ impl<S> Driven<S> {
         if before != after {
             self.publish();
         }
+        self.changing.fetch_sub(1, Ordering::Release);
         result
+    }
+
+    /// Waits until the line follows every change made so far, which takes other threads a moment:
+    /// a guest that has read a request from a register may expect its interrupt.
+    pub(crate) fn settle(&self) {
+        while self.changing.load(Ordering::Acquire) != 0 {
+            std::thread::yield_now();
+        }
     }
 
     /// Sets the line to the level of the state now.

@@ -158,8 +158,11 @@ impl InterruptLine for Line {
 
 impl PortIo for Pic {
     fn port_read(&self, port: u16, width: Width) -> Answer<u32> {
-        self.shared
-            .update(|state| Answer::Done(ports::read_bytes(port, width, |port| state.read(port))))
+        let value = self
+            .shared
+            .update(|state| Answer::Done(ports::read_bytes(port, width, |port| state.read(port))));
+        self.shared.settle();
+        value
     }
 
     fn port_write(&self, port: u16, width: Width, value: u32) -> Answer<()> {
