@@ -49,7 +49,8 @@ fn a_reset_reboots_or_ends() {
 fn statistics_say_what_happened() {
     let kernel = Kernel::new(&guests::boot_three_times());
     let path = kernel.path("stats.json");
-    let output = kernel.run(&["--name", "vm", "--stats", path.to_str().unwrap()]);
+    let arguments = ["--name", "vm", "--engine", "interpreter", "--stats", path.to_str().unwrap()];
+    let output = kernel.run(&arguments);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let stats = json(&path);
     assert_eq!(stats["name"], "vm");
