@@ -12,7 +12,7 @@ use engine::Engine;
 use lifecycle::Outcome;
 use ringfence_tests::bare::{self, ENTRY64, debug_exit};
 use ringfence_tests::vm::{Guest, Setup};
-use translator::Translator;
+use translator::{Options, Translator};
 
 /// MiB of RAM.
 const MEMORY: u64 = 64;
@@ -26,7 +26,8 @@ const SMALL: usize = 4 << 20;
 const SCRATCH: u32 = 0x20_0000;
 
 fn engines() -> [Arc<dyn Engine>; 2] {
-    let translator = Translator::with_cache(SMALL).expect("a host with BMI2, AVX2 and FSGSBASE");
+    let translator = Translator::with_options(Options { cache_bytes: SMALL, ..Options::default() })
+        .expect("a host with BMI2 and AVX2");
     [Arc::new(interpreter::Interpreter::new()), Arc::new(translator)]
 }
 

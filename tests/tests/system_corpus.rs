@@ -28,7 +28,7 @@ macro_rules! corpus {
 
 corpus! {
     interpreter: interpreter::Interpreter::new(),
-    translator: translator::Translator::new().expect("a host with BMI2, AVX2 and FSGSBASE"),
+    translator: translator::Translator::new().expect("a host with BMI2 and AVX2"),
 }
 
 /// The kvm engine where /dev/kvm opens. Where KVM itself emulates guest kernels, it deviates from

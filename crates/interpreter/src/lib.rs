@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod alarm;
 mod blocks;
 mod carry;
 mod cpu;
@@ -44,6 +45,7 @@ mod vcpu;
 
 use engine::{Engine, EngineError, Vcpu, VcpuConfig};
 
+pub use alarm::Alarm;
 pub use fallback::{AccessMode, CARRIED_FLAGS, FoundPage, Kept, Registers, SystemState};
 pub use ops::flow::condition_number;
 pub use tlb::TlbChange;

@@ -7,7 +7,7 @@
 //! software engines. Interrupts come from the machine's own local APIC (`lapic`), in user space.
 //!
 //! - [`device`]: opening /dev/kvm; [`probe`]: whether it is emulated; [`cpuid`]: what guests see;
-//! - [`handle`], [`wake`], [`alarm`]: the vCPU's system calls, and how others interrupt them;
+//! - [`handle`], [`wake`]: the vCPU's system calls, and how others interrupt them;
 //! - [`vcpu`], [`exits`]: the loop; [`registers`]: to and from `engine::VcpuState`.
 //!
 //! Limits: one vCPU; no TSC scaling where the host has none; memory that the guest writes is not
@@ -19,7 +19,6 @@
 //! Specification: Linux, Documentation/virt/kvm/api.rst.
 //! Neighbours: implements `engine`; uses `memory`, `lapic`, `interpreter`.
 
-mod alarm;
 mod cpuid;
 mod device;
 mod error;

@@ -7,7 +7,7 @@ use engine::{
     CpuBus, EngineError, Kick, RunState, StopReason, TscScale, Vcpu, VcpuConfig, VcpuExit,
     VcpuState, VcpuStats,
 };
-use interpreter::InterpreterVcpu;
+use interpreter::{Alarm, InterpreterVcpu};
 use kvm_ioctls::VmFd;
 use lapic::{LocalApic, LocalApicConfig, Mailbox};
 use memory::GuestRam;
@@ -16,7 +16,6 @@ use x86::msr;
 use x86::segment::seg;
 
 use crate::KvmError;
-use crate::alarm::Alarm;
 use crate::device::{NATIVE_MSRS, Opened, map_ram};
 use crate::handle::Handle;
 use crate::registers as r;

@@ -10,7 +10,7 @@ use interpreter::Kept;
 
 use crate::allow::Access;
 use crate::context::at;
-use crate::glue::Glue;
+use crate::glue::{self, Glue};
 use crate::records::{Checked, Record};
 use crate::registers::{HOST_RCX_OF_GUEST, Home, home, sized};
 use crate::translate::PAGE;
@@ -21,7 +21,7 @@ pub(crate) const R9: u8 = 9;
 pub(crate) const RCX: u8 = 1;
 
 pub(crate) struct Emitter {
-    pub(crate) code: crate::glue::Code,
+    pub(crate) code: glue::Code,
     pub(crate) glue: Glue,
     encoder: Encoder,
     /// Host address of the block.
@@ -359,25 +359,15 @@ impl Emitter {
     /// Looks the target in R8 up in the jump table; R9 becomes the entry's index. On a miss the
     /// instruction, which must not have had any effect yet, is begun anew once the entry is there.
     pub(crate) fn find_target(&mut self) {
-        dynasm!(self.code ; .arch x64
-            ; mov r9d, 0
-            ; crc32 r9, r8
-            ; pdep r9, r9, [BYTE r15 + at::JUMP_INDEX]
-            ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
-            ; lea rcx, [rcx + r8]
-            ; jrcxz >found
-        );
+        glue::compare_first_entry(&mut self.code);
+        dynasm!(self.code ; .arch x64 ; jrcxz >found);
         self.exit(self.glue.jump, None);
         dynasm!(self.code ; .arch x64 ; found:);
     }
 
     /// Jumps to the target whose entry [`Emitter::find_target`] found.
     pub(crate) fn jump_found(&mut self) {
-        dynasm!(self.code ; .arch x64
-            ; mov rcx, [r15 + r9 * 8 + at::JUMP_PAGE]
-            ; mov [BYTE rsp + at::PAGE], rcx
-            ; jmp QWORD [r15 + r9 * 8 + at::JUMP_HOST]
-        );
+        glue::jump_to_entry(&mut self.code);
     }
 
     /// Gives back what the block was charged for instructions that it leaves without executing.

@@ -251,46 +251,51 @@ fn emit_load_vectors(code: &mut Code, load: u64, interpret: u64) {
     );
 }
 
-/// Looks the target in R8 up in the tables of R15: falls through with its index in R9, or goes on
-/// at the label `missed`. Changes RCX, no flags.
-macro_rules! find_target {
-    ($code:expr) => {
-        dynasm!($code ; .arch x64
-            ; mov r9d, 0
-            ; crc32 r9, r8
-            ; pdep r9, r9, [BYTE r15 + at::JUMP_INDEX]
-            ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
-            ; lea rcx, [rcx + r8]
-            ; jrcxz >found
-        );
-        second_entry!($code);
-        dynasm!($code ; .arch x64
-            ; jrcxz >found
-            ; jmp >missed
-            ; found:
-        )
-    };
+/// Compares the target in R8 with the first of its jump entries, in the tables of R15: R9 becomes
+/// the entry's index, RCX zero when it matches. Changes no flags.
+pub(crate) fn compare_first_entry(code: &mut Code) {
+    dynasm!(code ; .arch x64
+        ; mov r9d, 0
+        ; crc32 r9, r8
+        ; pdep r9, r9, [BYTE r15 + at::JUMP_INDEX]
+        ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
+        ; lea rcx, [rcx + r8]
+    );
 }
 
-/// From the first jump entry, whose index is in R9, to the second, for the target in R8: RCX is
-/// zero when it matches.
-macro_rules! second_entry {
-    ($code:expr) => {
-        dynasm!($code ; .arch x64
-            // Inverts the lowest bit of the entry's number, at bit 2, without touching flags.
-            ; mov ecx, 4
-            ; pext rcx, r9, rcx
-            ; not rcx
-            ; lea r9, [r9 + rcx * 8 + 12]
-            ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
-            ; lea rcx, [rcx + r8]
-        )
-    };
+/// The same with the second entry, from the first, whose index is in R9.
+fn compare_second_entry(code: &mut Code) {
+    dynasm!(code ; .arch x64
+        // Inverts the lowest bit of the entry's number, at bit 2, without touching flags.
+        ; mov ecx, 4
+        ; pext rcx, r9, rcx
+        ; not rcx
+        ; lea r9, [r9 + rcx * 8 + 12]
+        ; mov rcx, [r15 + r9 * 8 + at::JUMP_TAG]
+        ; lea rcx, [rcx + r8]
+    );
+}
+
+/// Jumps to the target of the entry whose index is in R9.
+pub(crate) fn jump_to_entry(code: &mut Code) {
+    dynasm!(code ; .arch x64
+        ; mov rcx, [r15 + r9 * 8 + at::JUMP_PAGE]
+        ; mov [BYTE rsp + at::PAGE], rcx
+        ; jmp QWORD [r15 + r9 * 8 + at::JUMP_HOST]
+    );
+}
+
+/// Finds one of the entries of the target in R8, or goes on at the label `missed`.
+fn find_target(code: &mut Code) {
+    compare_first_entry(code);
+    dynasm!(code ; .arch x64 ; jrcxz >found);
+    compare_second_entry(code);
+    dynasm!(code ; .arch x64 ; jrcxz >found ; jmp >missed ; found:);
 }
 
 /// Called from a block after the first entry did not match, with a record behind the call.
 fn emit_second_entry(code: &mut Code, jump: u64) {
-    second_entry!(code);
+    compare_second_entry(code);
     dynasm!(code ; .arch x64
         ; jrcxz >found
         ; jmp extern jump as usize
@@ -301,27 +306,14 @@ fn emit_second_entry(code: &mut Code, jump: u64) {
     );
 }
 
-/// Jumps to the target whose index is in R9.
-macro_rules! jump_found {
-    ($code:expr) => {
-        dynasm!($code ; .arch x64
-            ; mov rcx, [r15 + r9 * 8 + at::JUMP_PAGE]
-            ; mov [BYTE rsp + at::PAGE], rcx
-            ; jmp QWORD [r15 + r9 * 8 + at::JUMP_HOST]
-        )
-    };
-}
-
 /// The guest's status flags, without changing them, in RCX.
-macro_rules! take_status_flags {
-    ($code:expr) => {
-        dynasm!($code ; .arch x64
-            ; pushfq
-            ; pop rcx
-            ; pext rcx, rcx, [BYTE r15 + at::STATUS_FLAGS]
-            ; pdep rcx, rcx, [BYTE r15 + at::STATUS_FLAGS]
-        )
-    };
+fn take_status_flags(code: &mut Code) {
+    dynasm!(code ; .arch x64
+        ; pushfq
+        ; pop rcx
+        ; pext rcx, rcx, [BYTE r15 + at::STATUS_FLAGS]
+        ; pdep rcx, rcx, [BYTE r15 + at::STATUS_FLAGS]
+    );
 }
 
 /// SYSCALL where it only clears flags (SDM vol. 2, SYSCALL): the image of RFLAGS goes to R11, the
@@ -338,9 +330,9 @@ fn emit_syscall(code: &mut Code, interpret: u64) {
         ; mov r15, [rsp + 8 + at::TABLES_SUPERVISOR]
         ; mov r8, [rsp + 8 + at::SYSCALL_TARGET]
     );
-    find_target!(code);
+    find_target(code);
     dynasm!(code ; .arch x64 ; lea rsp, [rsp + 8]);
-    take_status_flags!(code);
+    take_status_flags(code);
     dynasm!(code ; .arch x64
         // The flags have been taken and will be cleared.
         ; add rcx, [rsp + at::OTHER_FLAGS]
@@ -356,7 +348,7 @@ fn emit_syscall(code: &mut Code, interpret: u64) {
         // 0 + 1 leaves all status flags clear.
         ; add ecx, 1
     );
-    jump_found!(code);
+    jump_to_entry(code);
     dynasm!(code ; .arch x64
         ; missed:
         ; mov r15, [rsp + 8 + at::TABLES]
@@ -391,7 +383,7 @@ fn emit_sysret(code: &mut Code, interpret: u64) {
         ; mov r15, [rsp + 8 + at::TABLES_USER]
         ; mov r8, Rq(HOST_RCX_OF_GUEST)
     );
-    find_target!(code);
+    find_target(code);
     dynasm!(code ; .arch x64
         ; lea rsp, [rsp + 8]
         ; mov [rsp + at::TABLES], r15
@@ -405,7 +397,7 @@ fn emit_sysret(code: &mut Code, interpret: u64) {
         ; push rcx
         ; popfq
     );
-    jump_found!(code);
+    jump_to_entry(code);
     dynasm!(code ; .arch x64
         ; missed:
         ; mov r15, [rsp + 8 + at::TABLES]
@@ -447,7 +439,7 @@ fn emit_popf(code: &mut Code, interpret: u64) {
 }
 
 fn emit_flags_image(code: &mut Code) {
-    take_status_flags!(code);
+    take_status_flags(code);
     dynasm!(code ; .arch x64
         ; mov r8, [rsp + 8 + at::OTHER_FLAGS]
         ; lea rcx, [rcx + r8]

@@ -15,7 +15,6 @@
 
 #![expect(clippy::useless_conversion, reason = "dynasm! converts register numbers, which are u8")]
 
-mod alarm;
 mod allow;
 mod blocks;
 mod branches;
@@ -59,7 +58,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 256 MiB; 64 instructions.
+    /// 256 MiB; 128 instructions.
     fn default() -> Self {
         Self { cache_bytes: 256 << 20, longest_block: translate::MAX_INSTRUCTIONS }
     }
@@ -96,14 +95,6 @@ impl Translator {
             return Err(missing("AVX2"));
         }
         Ok(Self { options })
-    }
-
-    /// The engine with a code cache of `bytes` for each vCPU; at least two blocks' worth.
-    ///
-    /// # Errors
-    /// As [`Translator::new`].
-    pub fn with_cache(bytes: usize) -> Result<Self, EngineError> {
-        Self::with_options(Options { cache_bytes: bytes, ..Options::default() })
     }
 }
 

@@ -9,11 +9,10 @@ use std::sync::atomic::Ordering;
 
 use engine::{CpuBus, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats};
 use iced_x86::InstructionInfoFactory;
-use interpreter::{AccessMode, InterpreterVcpu, TlbChange};
+use interpreter::{AccessMode, Alarm, InterpreterVcpu, TlbChange};
 use memory::{GuestRam, RamOffset};
 
 use crate::Options;
-use crate::alarm::Alarm;
 use crate::blocks::{Block, Blocks, Key};
 use crate::cache::CodeCache;
 use crate::context::{Context, Frame};

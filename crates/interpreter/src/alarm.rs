@@ -1,16 +1,19 @@
-//! Interrupts the guest when the local APIC's timer is due.
+//! Interrupts an engine when the local APIC's timer is due, for engines whose guest code does not
+//! look at the clock: translated code, and code that runs natively.
 //!
-//! Code that runs natively does not look at the clock. A thread sleeps until the deadline and calls
-//! the wake function, which ends KVM_RUN. A later deadline does not wake the thread: it
-//! finds out when its earlier one comes.
+//! A thread sleeps until the deadline and then calls the wake function. A later deadline does not
+//! wake the thread: it finds out when its earlier one comes.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub(crate) struct Alarm {
+/// The thread and the deadline that it has been given. It ends with the alarm.
+pub struct Alarm {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// The deadline last set.
+    present: Option<u64>,
 }
 
 #[derive(Default)]
@@ -28,17 +31,26 @@ struct State {
 }
 
 impl Alarm {
-    pub(crate) fn new(wake: Arc<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
+    /// An alarm without a deadline, which will call `wake` from its thread.
+    ///
+    /// # Errors
+    /// When the host has no thread for it.
+    pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("vcpu-alarm".to_owned())
             .spawn(move || theirs.serve(&*wake))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), present: None })
     }
 
-    /// Wakes `distance` nanoseconds from now.
-    pub(crate) fn set(&self, distance: Option<u64>) {
+    /// Whether `deadline`, in whatever unit, is another one than last time.
+    pub fn is_news(&mut self, deadline: Option<u64>) -> bool {
+        std::mem::replace(&mut self.present, deadline) != deadline
+    }
+
+    /// Wakes `distance` nanoseconds from now, or not at all.
+    pub fn set(&mut self, distance: Option<u64>) {
         let at = distance.and_then(|ns| Instant::now().checked_add(Duration::from_nanos(ns)));
         let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.at = at;
