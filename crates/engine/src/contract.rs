@@ -8,7 +8,7 @@ use memory::GuestRam;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::{CpuBus, CpuProfile, VcpuState};
+use crate::{CpuBus, CpuProfile, Rendezvous, VcpuState};
 
 /// Why an engine could not do what was asked. Not for what the guest does: that is an exception
 /// in the guest or a [`VcpuExit`].
@@ -49,6 +49,8 @@ pub struct VcpuConfig {
     pub ram: Arc<GuestRam>,
     /// Where others post interrupts for this vCPU.
     pub mailbox: Arc<Mailbox>,
+    /// Where the VM's vCPUs meet.
+    pub rendezvous: Arc<Rendezvous>,
 }
 
 /// A way to execute guest code.

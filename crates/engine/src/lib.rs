@@ -18,6 +18,7 @@
 mod bus;
 mod contract;
 mod profile;
+mod rendezvous;
 mod speculation;
 mod state;
 mod tsc;
@@ -28,6 +29,7 @@ pub use contract::{
     VcpuStats,
 };
 pub use profile::{CpuProfile, Level, ProfileError, Vendor};
+pub use rendezvous::{Rendezvous, Withdrawn};
 pub use state::{
     Control, Debug, General, PendingEvent, PendingEvents, RunState, Segments, Shadow, VcpuState,
 };

@@ -167,6 +167,8 @@ pub struct CpuProfile {
 /// Highest physical address bit count that guests see.
 const PHYSICAL_BITS: u32 = 46;
 const LINEAR_BITS: u32 = 48;
+/// Subleaves of leaf 4.
+const CACHES: u32 = 3;
 
 impl CpuProfile {
     /// The profile of `level`. `host` tells whether the host CPU has a feature.
@@ -268,6 +270,44 @@ impl CpuProfile {
     /// Adds or replaces a leaf: the paravirtual leaves of the platform.
     pub fn set_leaf(&mut self, leaf: u32, subleaf: u32, answer: Answer) {
         self.leaves.insert((leaf, subleaf), answer);
+    }
+
+    /// Tells the guest that the machine has `cpus` processors (at least 1): one package of so many
+    /// cores of one thread each, whose APIC ids count from 0 (SDM vol. 2A, CPUID leaves 1, 4 and
+    /// 0xb; AMD APM vol. 3 E.4.7).
+    pub fn set_processors(&mut self, cpus: u32) {
+        let id_bits = cpus.next_power_of_two().trailing_zeros();
+        let count = cpus.min(255);
+        let mut identity = self.cpuid(1, 0);
+        identity.ebx = identity.ebx & !(0xff << 16) | count << 16;
+        // HTT: more than one logical processor in the package.
+        identity.edx = identity.edx & !(1 << 28) | u32::from(cpus > 1) << 28;
+        self.set_leaf(1, 0, identity);
+        for subleaf in 0..CACHES {
+            let mut cache = self.cpuid(4, subleaf);
+            if cache.eax != 0 {
+                cache.eax = cache.eax & !(0x3f << 26) | (cpus.min(64) - 1) << 26;
+                self.set_leaf(4, subleaf, cache);
+            }
+        }
+        // Level 0: threads of a core; level 1: cores of the package. The engine adds the APIC id.
+        let level = |kind: u32, shift: u32, count: u32| Answer {
+            eax: shift,
+            ebx: count,
+            ecx: kind << 8,
+            edx: 0,
+        };
+        self.set_leaf(0xb, 0, level(1, 0, 1));
+        self.set_leaf(0xb, 1, level(2, id_bits, cpus));
+        if self.vendor == Vendor::Amd {
+            let mut sizes = self.cpuid(0x8000_0008, 0);
+            sizes.ecx = id_bits << 12 | (cpus - 1).min(255);
+            self.set_leaf(0x8000_0008, 0, sizes);
+            let mut features = self.cpuid(0x8000_0001, 0);
+            // CmpLegacy: the logical processors are cores.
+            features.ecx = features.ecx & !(1 << 1) | u32::from(cpus > 1) << 1;
+            self.set_leaf(0x8000_0001, 0, features);
+        }
     }
 
     /// The static answer for EAX = `leaf`, ECX = `subleaf`. A leaf without subleaves answers for

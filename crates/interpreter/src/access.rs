@@ -135,6 +135,20 @@ impl Cpu {
             self.note_data_access(at, W::BYTES, true);
             return Ok(old);
         }
+        if locked {
+            self.update_alone::<W>(bus, at, change)
+        } else {
+            self.update_in_steps::<W>(bus, at, change)
+        }
+    }
+
+    /// The same by a read and a write, which can fault no more.
+    pub(crate) fn update_in_steps<W: Scalar>(
+        &mut self,
+        bus: Bus<'_>,
+        at: Linear,
+        change: impl Fn(u64) -> u64,
+    ) -> Result<u64, Raised> {
         let old = self.read_slow(bus, at, W::BYTES, self.mode)?;
         self.write_slow(bus, at, W::BYTES, change(old), self.mode)?;
         Ok(old)
@@ -187,6 +201,31 @@ impl Cpu {
         }
         self.note_data_access(at, len, true);
         Ok(())
+    }
+
+    /// Compares and exchanges 16 aligned bytes, atomically where they are RAM; gives what was
+    /// there. They are always written.
+    pub(crate) fn exchange_pair(
+        &mut self,
+        bus: Bus<'_>,
+        at: Linear,
+        expected: u128,
+        new: u128,
+    ) -> Result<u128, Raised> {
+        let (place, _) = self.locate(at, 16, Use::Write, self.mode)?;
+        if let Place::Ram(to) = place {
+            self.begin_write(to);
+            let found = self.ram.compare_exchange_pair(to, expected, new);
+            self.ram.mark_dirty(to);
+            self.note_data_access(at, 16, true);
+            return Ok(found);
+        }
+        let mut data = [0; 16];
+        self.read_bytes(bus, at, &mut data)?;
+        let found = u128::from_le_bytes(data);
+        let stored = if found == expected { new } else { found };
+        self.write_bytes(bus, at, &stored.to_le_bytes())?;
+        Ok(found)
     }
 
     /// Checks that an integer of `size` bytes could be written, without writing it.
@@ -308,6 +347,9 @@ impl Cpu {
         let Some(ram) = self.ram.translate(Gpa(page), PAGE) else {
             return Ok(Place::Device(found.gpa));
         };
+        if usage == Use::Write {
+            self.note_writer(ram);
+        }
         self.tlb.fill(mode, usage, at.address, &found, ram.0);
         Ok(Place::Ram(RamOffset(ram.0 + at.address % PAGE)))
     }
@@ -343,6 +385,8 @@ impl Cpu {
         if self.ram.prepare_write(to) {
             self.counters.code_writes += 1;
             self.leave_block = true;
+            // They look before they execute what follows a serializing instruction.
+            self.rendezvous.alert_others(self.index);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A block is a straight run of instructions inside one page of guest RAM, found by its place in
 //! RAM and the code size: processes that map the same page share it. A page that has blocks is
-//! watched ([`memory::GuestRam::watch_code`]); a write to it changes its code version, and a block
+//! watched ([`Cpu::watch_code`]); a write to it changes its code version, and a block
 //! of an older version is decoded anew. The writing CPU leaves its present block after the write,
 //! so that code that rewrites its own next instruction runs what it wrote.
 
@@ -77,7 +77,7 @@ impl Blocks {
             self.drop_all(cpu);
         }
         // Watched before it is read: a write from now on changes the version.
-        let version = cpu.ram.watch_code(at);
+        let version = cpu.watch_code(at);
         let mut code = [0; 4096];
         let rest = 4096 - (at.0 % 4096) as usize;
         let code = &mut code[..rest.min(MAX_BLOCK * MAX_LENGTH)];

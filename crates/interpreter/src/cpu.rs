@@ -8,7 +8,7 @@ use std::hash::RandomState;
 use std::sync::Arc;
 
 use device::StopCause;
-use engine::{CpuBus, CpuProfile, RunState, Shadow, TscScale};
+use engine::{CpuBus, CpuProfile, Rendezvous, RunState, Shadow, TscScale, Withdrawn};
 use hostexec::{Executor, FpuState, HostOp, Outcome, Scratch, X87Pointers};
 use lapic::{LocalApic, Mailbox};
 use memory::GuestRam;
@@ -19,6 +19,7 @@ use x86::segment::{Segment, TableRegister, seg};
 use crate::flags::Flags;
 use crate::msrs::Msrs;
 use crate::op::Op;
+use crate::sharing::Settled;
 use crate::tlb::{Mode, Tlb};
 
 /// The machine, as handed to every instruction.
@@ -59,6 +60,7 @@ pub(crate) struct Counters {
     pub(crate) port_accesses: u64,
     pub(crate) mmio_accesses: u64,
     pub(crate) code_writes: u64,
+    pub(crate) split_locks: u64,
 }
 
 pub(crate) struct Cpu {
@@ -125,6 +127,12 @@ pub(crate) struct Cpu {
     pub(crate) executor: Executor,
     pub(crate) profile: Arc<CpuProfile>,
     pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) rendezvous: Arc<Rendezvous>,
+    /// What another cache of translations must follow: pages that are watched from now on.
+    pub(crate) withdrawn: Withdrawn,
+    pub(crate) settled: Settled,
+    /// PAUSE instructions executed.
+    pub(crate) pauses: u64,
     pub(crate) tsc_scale: TscScale,
     /// Guest TSC minus the scaled clock.
     pub(crate) tsc_offset: u64,
@@ -187,6 +195,10 @@ impl Cpu {
             tsc_scale: TscScale::new(config.profile.tsc_khz()),
             profile: config.profile,
             mailbox: config.mailbox,
+            rendezvous: config.rendezvous,
+            withdrawn: Withdrawn::default(),
+            settled: Settled::new(),
+            pauses: 0,
             tsc_offset: 0,
             counters: Counters::default(),
             scratch: Box::new(Scratch::new()),

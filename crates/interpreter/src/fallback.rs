@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use engine::{CpuBus, RunState, Shadow, VcpuExit};
+use engine::{CpuBus, RunState, Shadow, VcpuExit, Withdrawn};
 use hostexec::FpuState;
 use memory::RamOffset;
 use x86::cr::{cr0, cr4, efer, rflags, xcr0};
@@ -425,6 +425,25 @@ impl InterpreterVcpu {
                 None
             }
         }
+    }
+
+    /// The code on the page of `at` is about to be decoded: from now on every vCPU's writes to it
+    /// change its code version, which this gives. What that takes from this one is told by
+    /// [`InterpreterVcpu::take_withdrawn`].
+    pub fn watch_code(&mut self, at: RamOffset) -> u32 {
+        self.cpu.watch_code(at)
+    }
+
+    /// The pages to which translated code may not write any more without looking at their state,
+    /// since the last call. To be asked before it runs.
+    #[inline]
+    pub fn take_withdrawn(&mut self) -> Option<Withdrawn> {
+        (!self.cpu.withdrawn.is_empty()).then(|| std::mem::take(&mut self.cpu.withdrawn))
+    }
+
+    /// Whether there are other vCPUs.
+    pub fn has_peers(&self) -> bool {
+        !self.cpu.rendezvous.is_alone()
     }
 
     /// Whether the present mode may write to the page of `linear`, as far as that is known without

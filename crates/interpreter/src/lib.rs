@@ -39,6 +39,7 @@ mod msrs;
 mod op;
 mod ops;
 mod saved;
+mod sharing;
 mod task;
 mod tlb;
 mod vcpu;

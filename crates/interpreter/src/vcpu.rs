@@ -108,7 +108,18 @@ impl InterpreterVcpu {
         })
     }
 
-    /// The calling thread runs the vCPU from now on.
+    /// The calling thread executes guest code from now on, until [`InterpreterVcpu::end_run`].
+    pub fn begin_run(&mut self) {
+        self.bind_thread();
+        self.cpu.enter();
+    }
+
+    /// The vCPU is parked from now on.
+    pub fn end_run(&mut self) {
+        self.cpu.leave();
+    }
+
+    /// The calling thread is the vCPU's from now on.
     pub fn bind_thread(&mut self) {
         *self.signal.thread.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(std::thread::current());
@@ -135,6 +146,7 @@ impl InterpreterVcpu {
             self.cpu.attention = false;
             if self.cpu.mailbox.has_work() {
                 self.cpu.drain_mailbox();
+                self.cpu.serve_others();
             }
             if self.retired >= self.next_clock
                 || std::mem::take(&mut self.cpu.clock_due)
@@ -204,6 +216,13 @@ impl InterpreterVcpu {
 
     /// HLT or waiting for SIPI: sleeps until an event. `Some` leaves `run`, still halted.
     fn sleep(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
+        self.cpu.leave();
+        let exit = self.sleep_outside(bus);
+        self.cpu.enter();
+        exit
+    }
+
+    fn sleep_outside(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
         loop {
             self.cpu.drain_mailbox();
             self.tick(bus);
@@ -412,15 +431,17 @@ fn leave_block(cpu: &mut Cpu, op: &Op) {
 
 impl Vcpu for InterpreterVcpu {
     fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
-        self.bind_thread();
-        loop {
+        self.begin_run();
+        let exit = loop {
             if let Some(exit) = self.boundary(bus) {
-                return Ok(exit);
+                break exit;
             }
             let limit =
                 self.budget.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
             self.execute(bus, limit);
-        }
+        };
+        self.end_run();
+        Ok(exit)
     }
 
     fn set_budget(&mut self, instructions: Option<u64>) {
@@ -458,6 +479,7 @@ impl Vcpu for InterpreterVcpu {
                 ("instructions_decoded", self.blocks.decoded),
                 ("decode_cache_drops", self.blocks.drops),
                 ("writes_to_code_pages", c.code_writes),
+                ("split_locks", c.split_locks),
             ],
             exit_sites: Vec::new(),
         }

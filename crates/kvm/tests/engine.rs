@@ -114,6 +114,7 @@ impl Guest {
             profile: Arc::new(profile),
             ram: Arc::clone(&ram),
             mailbox: Arc::clone(&mailbox),
+            rendezvous: Arc::new(engine::Rendezvous::new(&[])),
         };
         let bus = Ports { clock: HandClock, written: AtomicU64::new(0) };
         let vcpu = engine.create_vcpu(config).unwrap();
@@ -243,6 +244,7 @@ fn a_second_cpu_is_refused() {
         profile: Arc::new(profile),
         ram: Arc::new(GuestRam::new(&[(0, 1 << 20)]).unwrap()),
         mailbox: Arc::new(Mailbox::new(destination(1))),
+        rendezvous: Arc::new(engine::Rendezvous::new(&[])),
     };
     let error = kvm.create_vcpu(config).err().unwrap().to_string();
     assert!(error.contains("--cpus 1"), "{error}");

@@ -23,17 +23,17 @@ pub enum MachineError {
         /// RAM and swap of the host, MiB.
         host_mib: u64,
     },
-    /// Something that is planned but does not work yet.
-    #[error("{what} is not supported by this version of ringfence; {way_out}")]
-    NotYet {
-        /// What was asked for, as on the command line.
-        what: String,
-        /// What to do instead.
-        way_out: &'static str,
-    },
     /// A number of vCPUs that no machine has.
     #[error("a machine has at least 1 CPU; use --cpus 1 or more")]
     NoCpus,
+    /// More vCPUs than a machine can have.
+    #[error("{count} CPUs are more than a machine can have; use --cpus {most} or less")]
+    TooManyCpus {
+        /// CPUs asked for.
+        count: u32,
+        /// The most that there can be.
+        most: u32,
+    },
     /// More disks than a machine has slots for.
     #[error("{count} disks are more than a machine has slots for; use --disk at most {most} times")]
     TooManyDisks {

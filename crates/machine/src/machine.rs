@@ -6,7 +6,7 @@ use backend::{ConsoleInput, ConsoleOutput, Disk};
 use boot::MemoryMap;
 use chipset::KvmClock;
 use device::{GuestClock, WallClock};
-use engine::{CpuBus, CpuProfile, Engine, TscScale, Vcpu, VcpuConfig, VcpuState};
+use engine::{CpuBus, CpuProfile, Engine, Rendezvous, TscScale, Vcpu, VcpuConfig, VcpuState};
 use lapic::{Fabric, LocalApic, LocalApicConfig, Mailbox};
 use memory::GuestRam;
 use serde::Serialize;
@@ -107,6 +107,7 @@ impl Machine {
         for (leaf, [eax, ebx, ecx, edx]) in KvmClock::cpuid(profile.tsc_khz()) {
             profile.set_leaf(leaf, 0, Answer { eax, ebx, ecx, edx });
         }
+        profile.set_processors(spec.cpus);
         let tsc = TscScale::new(profile.tsc_khz());
         let map = MemoryMap::new(spec.memory)?;
         let ram = Arc::new(GuestRam::new(&map.ram_layout())?);
@@ -139,6 +140,7 @@ impl Machine {
         engine: &dyn Engine,
     ) -> Result<Vec<Box<dyn Vcpu>>, MachineError> {
         let mut vcpus = Vec::with_capacity(self.fabric.mailboxes().len());
+        let rendezvous = Arc::new(Rendezvous::new(self.fabric.mailboxes()));
         for (index, mailbox) in (0..).zip(self.fabric.mailboxes()) {
             let mut vcpu = engine.create_vcpu(VcpuConfig {
                 index,
@@ -146,6 +148,7 @@ impl Machine {
                 profile: Arc::clone(&self.profile),
                 ram: Arc::clone(&self.ram),
                 mailbox: Arc::clone(mailbox),
+                rendezvous: Arc::clone(&rendezvous),
             })?;
             self.power_on.push(vcpu.save(&*self.pc.bus)?);
             vcpus.push(vcpu);

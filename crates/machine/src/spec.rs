@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::pci_bus::MAX_DISKS;
 use crate::{MachineError, host};
 
+/// The most vCPUs of a machine.
+pub const MAX_CPUS: u32 = 64;
+
 /// Kind of machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -110,16 +113,13 @@ impl MachineSpec {
     /// Whether this version and this host can make such a machine.
     ///
     /// # Errors
-    /// [`MachineError::NoCpus`], [`MachineError::NotYet`], [`MachineError::TooManyDisks`],
+    /// [`MachineError::NoCpus`], [`MachineError::TooManyCpus`], [`MachineError::TooManyDisks`],
     /// [`MachineError::MoreThanHost`]; sizes that no host could have are `boot`'s to refuse.
     pub fn check(&self) -> Result<(), MachineError> {
         match self.cpus {
             0 => return Err(MachineError::NoCpus),
-            1 => {}
-            n => {
-                let what = format!("--cpus {n}");
-                return Err(MachineError::NotYet { what, way_out: "use --cpus 1" });
-            }
+            1..=MAX_CPUS => {}
+            count => return Err(MachineError::TooManyCpus { count, most: MAX_CPUS }),
         }
         if self.disks.len() > MAX_DISKS {
             let count = self.disks.len();
@@ -158,11 +158,11 @@ mod tests {
     }
 
     #[test]
-    fn only_one_cpu_yet() {
+    fn the_number_of_cpus_is_bounded() {
         let with = |cpus| MachineSpec { cpus, ..MachineSpec::new(64 << 20) };
         assert!(message(&with(0)).contains("at least 1"));
-        assert!(message(&with(2)).contains("--cpus 2"));
-        assert!(with(1).check().is_ok());
+        assert!(message(&with(MAX_CPUS + 1)).contains("65 CPUs"));
+        assert!(with(1).check().is_ok() && with(MAX_CPUS).check().is_ok());
     }
 
     #[test]

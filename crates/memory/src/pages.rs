@@ -31,6 +31,7 @@ pub(crate) const HOOKED: u8 = 1 << 2;
 /// State of all pages.
 pub(crate) struct Pages {
     state: Vec<AtomicU8>,
+    writers: Vec<AtomicU8>,
     code_version: Vec<AtomicU32>,
     code_epoch: AtomicU64,
     watch_epoch: AtomicU64,
@@ -38,11 +39,17 @@ pub(crate) struct Pages {
     dirty: [Vec<AtomicU64>; CONSUMERS],
 }
 
+/// Many vCPUs share a bit: one is asked in vain then.
+const fn writer_bit(vcpu: u32) -> u8 {
+    1 << (vcpu % 8)
+}
+
 impl Pages {
     pub(crate) fn new(count: usize) -> Self {
         let bitmap = || (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Self {
             state: (0..count).map(|_| AtomicU8::new(0)).collect(),
+            writers: (0..count).map(|_| AtomicU8::new(0)).collect(),
             code_version: (0..count).map(|_| AtomicU32::new(0)).collect(),
             code_epoch: AtomicU64::new(0),
             watch_epoch: AtomicU64::new(0),
@@ -56,8 +63,20 @@ impl Pages {
         self.state[page].load(Ordering::Relaxed) == 0
     }
 
+    pub(crate) fn note_writer(&self, page: usize, vcpu: u32) {
+        let bit = writer_bit(vcpu);
+        if self.writers[page].load(Ordering::Relaxed) & bit == 0 {
+            self.writers[page].fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn may_write(&self, page: usize, vcpu: u32) -> bool {
+        self.writers[page].load(Ordering::SeqCst) & writer_bit(vcpu) != 0
+    }
+
     pub(crate) fn set(&self, page: usize, flag: u8) {
-        self.state[page].fetch_or(flag, Ordering::AcqRel);
+        // Before any look at who may write: see `note_writer`.
+        self.state[page].fetch_or(flag, Ordering::SeqCst);
     }
 
     pub(crate) fn set_all(&self, flag: u8) {

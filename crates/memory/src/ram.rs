@@ -226,6 +226,16 @@ impl GuestRam {
         self.window.compare_exchange(at.0, old, new)
     }
 
+    /// Atomic compare-and-exchange of 16 aligned bytes; gives what was there. Hooks as for
+    /// [`GuestRam::store`].
+    ///
+    /// # Panics
+    /// As [`GuestRam::compare_exchange`], and on a host CPU without CMPXCHG16B, which no
+    /// [x86-64-v2](https://gitlab.com/x86-psABIs/x86-64-ABI) CPU lacks.
+    pub fn compare_exchange_pair(&self, at: RamOffset, old: u128, new: u128) -> u128 {
+        self.window.compare_exchange_pair(at.0, old, new)
+    }
+
     /// Copies bytes out of the window; the range must not leave it. Engines use it inside a page.
     ///
     /// # Panics
@@ -295,11 +305,23 @@ impl GuestRam {
     }
 
     /// An engine is about to decode code on the page at `at`: from now on a write to it goes
-    /// through [`GuestRam::prepare_write`]. Returns the page's code version, which changes with
-    /// each such write.
+    /// through [`GuestRam::prepare_write`], but for those of vCPUs that have found the page quiet
+    /// before ([`GuestRam::may_be_written_by`]). Returns the page's code version, which changes
+    /// with each such write.
     pub fn watch_code(&self, at: RamOffset) -> u32 {
         self.pages.set(at.page(), CODE);
         self.pages.code_version(at.page())
+    }
+
+    /// vCPU `vcpu` is about to look whether the page at `at` is quiet and may, if so, write to it
+    /// without looking again. Call it before [`GuestRam::is_quiet`].
+    pub fn note_writer(&self, at: RamOffset, vcpu: u32) {
+        self.pages.note_writer(at.page(), vcpu);
+    }
+
+    /// Whether vCPU `vcpu` may write to the page at `at` without looking at its state.
+    pub fn may_be_written_by(&self, at: RamOffset, vcpu: u32) -> bool {
+        self.pages.may_write(at.page(), vcpu)
     }
 
     /// The code version of the page at `at`.

@@ -4,6 +4,7 @@
 //! to guest memory ever exists: bytes are moved by volatile accesses and by `copy` on raw pointers
 //! whose range has been checked. A torn or stale value is what hardware could show as well.
 
+use std::arch::asm;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
@@ -83,6 +84,14 @@ impl Window {
         unsafe { T::exchange(at, old, new) }
     }
 
+    pub(crate) fn compare_exchange_pair(&self, offset: u64, old: u128, new: u128) -> u128 {
+        let at = self.at(offset, 16);
+        assert!((at as usize).is_multiple_of(16), "atomic access must be aligned");
+        assert!(std::arch::is_x86_feature_detected!("cmpxchg16b"), "this host lacks CMPXCHG16B");
+        // SAFETY: the range is inside the mapping and aligned, and the CPU has the instruction.
+        unsafe { exchange_pair(at.cast(), old, new) }
+    }
+
     pub(crate) fn read(&self, offset: u64, to: &mut [u8]) {
         let from = self.at(offset, to.len() as u64);
         // SAFETY: the source is inside the mapping, the destination is a Rust slice outside it.
@@ -147,6 +156,30 @@ impl Drop for Window {
         // Failure would leak it, which is all that could be done.
         let _ = unsafe { munmap(self.base.as_ptr().cast::<c_void>(), self.len as usize) };
     }
+}
+
+/// Sequentially consistent compare-and-exchange of 16 bytes; gives what was there.
+///
+/// # Safety
+/// `at` is readable and writable for 16 bytes, and aligned to them; the CPU has CMPXCHG16B.
+unsafe fn exchange_pair(at: *mut u128, old: u128, new: u128) -> u128 {
+    let (low, high): (u64, u64);
+    // SAFETY: the caller vouches for range and alignment. RBX, which the compiler keeps for itself,
+    // is put back.
+    unsafe {
+        asm!(
+            "xchg {new}, rbx",
+            "lock cmpxchg16b [{at}]",
+            "mov rbx, {new}",
+            at = in(reg) at,
+            new = inout(reg) new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") old as u64 => low,
+            inout("rdx") (old >> 64) as u64 => high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
 
 /// How an integer is moved to and from raw memory. Not implementable elsewhere.

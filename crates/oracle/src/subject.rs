@@ -92,6 +92,7 @@ impl VcpuSubject {
             profile,
             ram: Arc::clone(&ram),
             mailbox: Arc::new(Mailbox::new(destination)),
+            rendezvous: Arc::new(engine::Rendezvous::new(&[])),
         })?;
         let bus = HandlerPorts;
         let power_on = vcpu.save(&bus)?;

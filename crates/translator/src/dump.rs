@@ -115,6 +115,7 @@ impl Workbench {
             profile: Arc::new(profile),
             ram: Arc::new(GuestRam::new(&[(0, 1 << 20)]).map_err(|e| host(e.to_string()))?),
             mailbox: Arc::new(Mailbox::new(apic.destination())),
+            rendezvous: Arc::new(engine::Rendezvous::new(&[])),
         })?;
         let mut cache = CodeCache::new(2 * MAX_BLOCK_BYTES).map_err(|e| host(e.to_string()))?;
         let glue = Glue::emit(&mut cache);

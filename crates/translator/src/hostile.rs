@@ -214,6 +214,7 @@ impl Prison {
             profile: Arc::new(profile().unwrap()),
             ram: Arc::clone(&ram),
             mailbox: Arc::new(Mailbox::new(apic.destination())),
+            rendezvous: Arc::new(engine::Rendezvous::new(&[])),
         };
         let options = Options { cache_bytes: 1 << 20, ..Options::default() };
         let mut vcpu = TranslatorVcpu::new(config, &options).unwrap();

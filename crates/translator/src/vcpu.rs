@@ -180,6 +180,17 @@ impl TranslatorVcpu {
         }
     }
 
+    /// Pages have become watched, by this vCPU or by another: translated code may not write to them
+    /// any more without looking.
+    fn withdraw_rights(&mut self) {
+        if let Some(withdrawn) = self.interpreter.take_withdrawn() {
+            match withdrawn.all {
+                true => self.spaces.flush_all(),
+                false => withdrawn.pages.iter().for_each(|page| self.spaces.protect(*page)),
+            }
+        }
+    }
+
     fn set_alarm(&mut self, bus: &dyn CpuBus) {
         let deadline = self.interpreter.timer_deadline();
         if self.alarm.is_news(deadline) {
@@ -254,11 +265,10 @@ impl TranslatorVcpu {
     /// this gives.
     fn watch(&mut self, at: RamOffset) -> u32 {
         let page = RamOffset(at.0 & !0xfff);
-        let version = self.ram.watch_code(page);
-        if !self.blocks.has_page(at) {
-            self.spaces.protect(page);
+        match self.blocks.has_page(at) {
+            true => self.ram.watch_code(page),
+            false => self.interpreter.watch_code(page),
         }
-        version
     }
 
     fn request(&self, at: RamOffset, user: bool, plain: bool) -> Request {
@@ -334,6 +344,7 @@ impl TranslatorVcpu {
         let mut enter = self.glue.enter;
         let context = self.frame.context();
         loop {
+            self.withdraw_rights();
             enter::run(enter, at, context);
             match self.after_exit(bus) {
                 Some(resumed) => at = resumed,
@@ -347,12 +358,14 @@ impl TranslatorVcpu {
 
 impl Vcpu for TranslatorVcpu {
     fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
-        self.interpreter.bind_thread();
-        loop {
+        self.interpreter.begin_run();
+        let exit = loop {
             if let Some(exit) = self.dispatch(bus) {
-                return Ok(exit);
+                break exit;
             }
-        }
+        };
+        self.interpreter.end_run();
+        Ok(exit)
     }
 
     fn set_budget(&mut self, instructions: Option<u64>) {

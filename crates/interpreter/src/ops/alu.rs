@@ -239,16 +239,12 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
     if at.address % 16 != 0 {
         return cpu.fault(Exception::GP0);
     }
-    cpu.check_writable(at, 16)?;
-    let mut data = [0; 16];
-    cpu.read_bytes(bus, at, &mut data)?;
-    let found = u128::from_le_bytes(data);
     let pair = |cpu: &Cpu, high: usize, low: usize| {
         u128::from(cpu.reg(high as u8)) << 64 | u128::from(cpu.reg(low as u8))
     };
-    let equal = found == pair(cpu, gpr::RDX, gpr::RAX);
-    let new = if equal { pair(cpu, gpr::RCX, gpr::RBX) } else { found };
-    cpu.write_bytes(bus, at, &new.to_le_bytes())?;
+    let (expected, new) = (pair(cpu, gpr::RDX, gpr::RAX), pair(cpu, gpr::RCX, gpr::RBX));
+    let found = cpu.exchange_pair(bus, at, expected, new)?;
+    let equal = found == expected;
     if !equal {
         cpu.set_reg(gpr::RAX as u8, found as u64);
         cpu.set_reg(gpr::RDX as u8, (found >> 64) as u64);

@@ -13,6 +13,7 @@ use super::{
 use crate::cpu::{Bus, Cpu, Exec, Step};
 use crate::flags::Flags;
 use crate::op::{Op, read_reg, write_reg};
+use crate::sharing::pause;
 
 const RAX: u8 = gpr::RAX as u8;
 const RDX: u8 = gpr::RDX as u8;
@@ -164,7 +165,13 @@ fn std(cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
     Ok(())
 }
 
-/// NOP, PAUSE, prefetches, fences, ENDBR: no effect that a guest could see here.
+/// MFENCE: the host's loads must not overtake its stores either.
+fn mfence(_cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    Ok(())
+}
+
+/// NOP, prefetches, LFENCE, SFENCE, ENDBR: no effect that a guest could see here.
 pub(crate) fn nop(_cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
     Ok(())
 }
@@ -237,9 +244,7 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Exec> {
         M::Std => Some(std),
         M::Nop
         | M::Reservednop
-        | M::Pause
         | M::Lfence
-        | M::Mfence
         | M::Sfence
         | M::Endbr64
         | M::Endbr32
@@ -250,6 +255,8 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Exec> {
         | M::Prefetchw
         | M::Prefetch
         | M::Prefetchwt1 => Some(nop),
+        M::Mfence => Some(mfence),
+        M::Pause => Some(pause),
         M::Clflush | M::Clflushopt | M::Clwb => Some(cache_line),
         _ if is_conditional(instruction) => lower_conditional(instruction, op),
         _ => None,

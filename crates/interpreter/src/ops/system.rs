@@ -50,6 +50,9 @@ impl Cpu {
 }
 
 fn cpuid(cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
+    // Serializing: stores are done, and what follows is fetched anew (SDM vol. 3A 9.3).
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    cpu.leave_block = true;
     let (leaf, subleaf) = (cpu.reg(RAX) as u32, cpu.reg(RCX) as u32);
     let mut answer = cpu.profile.cpuid(leaf, subleaf);
     match (leaf, subleaf) {
@@ -61,6 +64,11 @@ fn cpuid(cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
             if cpu.apic.base_msr() & 1 << 11 == 0 {
                 answer.edx &= !(1 << feature::APIC.bit);
             }
+        }
+        // Topology: the level is the asked one, and the x2APIC id (SDM vol. 2A table 3-8).
+        (0xb, _) => {
+            answer.ecx |= subleaf & 0xff;
+            answer.edx = cpu.mailbox.apic_id();
         }
         // Size of the XSAVE area for the components that XCR0 enables.
         (0xd, 0 | 1) if answer.eax != 0 => {

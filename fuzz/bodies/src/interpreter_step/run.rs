@@ -35,6 +35,7 @@ impl Machine {
             profile: Arc::new(profile()),
             ram,
             mailbox: Arc::new(Mailbox::new(apic.destination())),
+            rendezvous: Arc::new(engine::Rendezvous::new(&[])),
         };
         Self { vcpu: Interpreter::new().create_vcpu(config).expect("the host runs stubs") }
     }
