@@ -95,6 +95,9 @@ pub struct PendingEvents {
     pub shadow: Shadow,
     /// DR6 bits of a debug trap that waits at this boundary (SDM vol. 3B 18.3).
     pub debug_trap: u64,
+    /// Another vCPU has asked for the end of the present or the next HLT (KVM_HC_KICK_CPU).
+    #[serde(default)]
+    pub woken: bool,
     /// The ExtINT line from the 8259A is high.
     pub extint: bool,
 }

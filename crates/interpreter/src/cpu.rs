@@ -104,6 +104,8 @@ pub(crate) struct Cpu {
     pub(crate) debug_trap: u64,
     pub(crate) nmi_pending: bool,
     pub(crate) nmi_blocked: bool,
+    /// The present or the next HLT ends at once.
+    pub(crate) woken: bool,
     /// Something may have to be done at the next instruction boundary.
     pub(crate) attention: bool,
     /// An APIC register was written: an interrupt may have become deliverable.
@@ -180,6 +182,7 @@ impl Cpu {
             debug_trap: 0,
             nmi_pending: false,
             nmi_blocked: false,
+            woken: false,
             attention: true,
             apic_changed: false,
             step_suppressed: false,
@@ -232,6 +235,7 @@ impl Cpu {
         self.raised = None;
         self.shadow = Shadow::None;
         (self.debug_trap, self.nmi_pending, self.nmi_blocked) = (0, false, false);
+        self.woken = false;
         self.tlb.flush_all();
         self.refresh();
     }

@@ -74,6 +74,7 @@ impl Cpu {
             Posted::Nmi => self.nmi_pending = true,
             Posted::Init => self.init(),
             Posted::Sipi(vector) => self.start_up(vector),
+            Posted::Wake => self.woken = true,
         });
     }
 
@@ -102,7 +103,8 @@ impl Cpu {
 
     /// Whether an event would end HLT now.
     pub(crate) fn has_wake_event(&mut self) -> bool {
-        self.nmi_pending && !self.nmi_blocked
+        std::mem::take(&mut self.woken)
+            || self.nmi_pending && !self.nmi_blocked
             || self.interrupts_enabled() && (self.apic.pending().is_some() || self.extint_waits())
     }
 

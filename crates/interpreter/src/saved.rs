@@ -38,6 +38,7 @@ impl Cpu {
                 event: None,
                 nmi: self.nmi_pending,
                 nmi_blocked: self.nmi_blocked,
+                woken: self.woken,
                 shadow: self.shadow,
                 debug_trap: self.debug_trap,
                 extint: self.mailbox.extint(),
@@ -66,9 +67,10 @@ impl Cpu {
         self.dr6 = state.debug.dr6 & dr::DR6_WRITABLE | dr::DR6_FIXED;
         self.dr7 = state.debug.dr7 & dr::DR7_WRITABLE | dr::DR7_FIXED;
         self.set_rflags(state.general.rflags);
-        let PendingEvents { event: _, nmi, nmi_blocked, shadow, debug_trap, extint } =
+        let PendingEvents { event: _, nmi, nmi_blocked, woken, shadow, debug_trap, extint } =
             state.events.clone();
         (self.nmi_pending, self.nmi_blocked, self.shadow) = (nmi, nmi_blocked, shadow);
+        self.woken = woken;
         self.debug_trap = debug_trap & dr::DR6_WRITABLE;
         self.mailbox.set_extint(extint);
         self.run_state = state.run_state;

@@ -73,6 +73,8 @@ impl KvmVcpu {
         mailbox.drain(|event| match event {
             Event::Interrupt { vector, level } => self.apic.accept(vector, level),
             Event::Nmi => nmi = true,
+            // There is one vCPU, which runs.
+            Event::Wake => {}
             Event::Init | Event::Sipi(_) => again.push(event),
         });
         if nmi {

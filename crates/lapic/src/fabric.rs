@@ -36,6 +36,13 @@ impl Fabric {
         self.route(target, Some(ipi.delivery), ipi.vector, false);
     }
 
+    /// Wakes the vCPU with APIC id `apic_id` from its HLT; nobody there is no error.
+    pub fn wake(&self, apic_id: u32) {
+        if let Some(mailbox) = self.mailboxes.iter().find(|m| m.apic_id() == apic_id) {
+            mailbox.post_wake();
+        }
+    }
+
     /// Delivers a message of a device or an I/O APIC. One outside the interrupt address range
     /// `0xfeex_xxxx` is dropped.
     pub fn deliver_message(&self, message: Message) {

@@ -16,7 +16,7 @@
 //!         mailbox.drain(|event| match event {
 //!             Event::Interrupt { vector, level } => apic.accept(vector, level),
 //!             Event::Init => apic.init(),
-//!             Event::Sipi(_) | Event::Nmi => { /* the engine's own state */ }
+//!             Event::Sipi(_) | Event::Nmi | Event::Wake => { /* the engine's own state */ }
 //!         });
 //!         mailbox.publish(apic.destination());
 //!     }

@@ -26,6 +26,8 @@ pub enum Event {
     Sipi(u8),
     /// Non-maskable interrupt; several that were posted together are one.
     Nmi,
+    /// The end of a HLT whatever waits, asked for by another vCPU ([`Mailbox::post_wake`]).
+    Wake,
     /// A maskable interrupt for [`LocalApic::accept`](crate::LocalApic::accept).
     Interrupt {
         /// The vector.
@@ -38,6 +40,7 @@ pub enum Event {
 const INIT: u32 = 1 << 0;
 const NMI: u32 = 1 << 1;
 const SIPI: u32 = 1 << 2;
+const WAKE: u32 = 1 << 3;
 /// Vector of the pending start-up IPI.
 const SIPI_VECTOR: u32 = 0xff << 8;
 
@@ -105,6 +108,12 @@ impl Mailbox {
         });
     }
 
+    /// Ends the present HLT, or the next one if there is none: what KVM_HC_KICK_CPU does.
+    pub fn post_wake(&self) {
+        self.control.fetch_or(WAKE, Ordering::Relaxed);
+        self.kick();
+    }
+
     /// Sets the level of the 8259's INTR output, which is wired to LINT0 of the first processor.
     pub fn set_extint(&self, level: bool) {
         if self.extint.swap(level, Ordering::Relaxed) != level {
@@ -149,6 +158,9 @@ impl Mailbox {
         }
         if control & NMI != 0 {
             f(Event::Nmi);
+        }
+        if control & WAKE != 0 {
+            f(Event::Wake);
         }
         for (words, level) in [(&self.edge, false), (&self.level, true)] {
             for (index, word) in words.iter().enumerate() {

@@ -12,6 +12,12 @@ use crate::{MmioMap, PortMap, VmClock};
 /// Result of a KVM hypercall that does not exist: -KVM_ENOSYS (Linux,
 /// Documentation/virt/kvm/x86/hypercalls.rst).
 const KVM_ENOSYS: u64 = (-1000_i64) as u64;
+/// CPUID leaf of KVM's features, in EAX (Linux, Documentation/virt/kvm/x86/cpuid.rst).
+pub(crate) const KVM_FEATURES: u32 = 0x4000_0001;
+/// KVM_HC_KICK_CPU exists: the guest's spin locks sleep instead of spinning for long.
+pub(crate) const KVM_FEATURE_PV_UNHALT: u32 = 1 << 7;
+/// Wakes a vCPU that waits in HLT for a lock: RBX are flags, RCX is its APIC id.
+const KVM_HC_KICK_CPU: u64 = 5;
 /// Result of a KVM hypercall from outside the guest's kernel: -KVM_EPERM.
 const KVM_EPERM: u64 = (-1_i64) as u64;
 
@@ -61,8 +67,15 @@ impl CpuBus for PcBus {
     }
 
     fn hypercall(&self, _vcpu: u32, frame: &mut HypercallFrame) -> Answer<()> {
-        // Of KVM's interface only the clock exists, which has no calls.
-        frame.rax = if frame.cpl == 0 { KVM_ENOSYS } else { KVM_EPERM };
+        frame.rax = match (frame.cpl, frame.rax) {
+            (1.., _) => KVM_EPERM,
+            (0, KVM_HC_KICK_CPU) => {
+                let [_flags, apic_id, ..] = frame.arguments;
+                self.fabric.wake(apic_id as u32);
+                0
+            }
+            (0, _) => KVM_ENOSYS,
+        };
         Answer::Done(())
     }
 

@@ -14,6 +14,7 @@ use state::Archive;
 use virtio::VirtioPci;
 use x86::cpuid::Answer;
 
+use crate::cpu_bus;
 use crate::pc::{self, Pc, Surroundings};
 use crate::save::{self, SavedClock};
 use crate::{
@@ -104,7 +105,10 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let HostSide { boot, console, disks, wall } = host;
         check_disks(&spec.disks, &disks)?;
-        for (leaf, [eax, ebx, ecx, edx]) in KvmClock::cpuid(profile.tsc_khz()) {
+        for (leaf, [mut eax, ebx, ecx, edx]) in KvmClock::cpuid(profile.tsc_khz()) {
+            if leaf == cpu_bus::KVM_FEATURES && spec.cpus > 1 {
+                eax |= cpu_bus::KVM_FEATURE_PV_UNHALT;
+            }
             profile.set_leaf(leaf, 0, Answer { eax, ebx, ecx, edx });
         }
         profile.set_processors(spec.cpus);

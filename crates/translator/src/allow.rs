@@ -90,7 +90,6 @@ pub(crate) fn classify(instruction: &Instruction, user: bool) -> Class {
         M::Nop
         | M::Endbr64
         | M::Endbr32
-        | M::Pause
         // DF is clear whenever translated code runs.
         | M::Cld
         | M::Prefetchnta
@@ -325,6 +324,17 @@ fn general(instruction: &Instruction) -> Option<Access> {
         _ if is_setcc_or_cmov(instruction) => changes_first,
         _ => return None,
     })
+}
+
+/// What the memory operand's address must be a multiple of, so that the host locks no more than a
+/// cache line: its size when the access is atomic (LOCK, XCHG), else 1.
+pub(crate) fn atomic_alignment(instruction: &Instruction) -> u8 {
+    let exchanges = instruction.mnemonic() == M::Xchg;
+    if exchanges || instruction.has_lock_prefix() {
+        instruction.memory_size().size() as u8
+    } else {
+        1
+    }
 }
 
 fn is_setcc_or_cmov(instruction: &Instruction) -> bool {

@@ -255,7 +255,10 @@ pub(crate) struct Masks {
     /// For PDEP: an entry of the jump table is four words long.
     jump_index: u64,
     page_number: u64,
-    /// Page number and the bits that an aligned operand of 16 or 32 bytes has clear.
+    /// Page number and the bits that an aligned operand of 2 to 32 bytes has clear.
+    page_or_2: u64,
+    page_or_4: u64,
+    page_or_8: u64,
     page_or_16: u64,
     page_or_32: u64,
 }
@@ -285,6 +288,9 @@ impl Masks {
         tlb_index: TLB_INDEX,
         jump_index: JUMP_INDEX << 2,
         page_number: !0xfff,
+        page_or_2: !0xfff | 1,
+        page_or_4: !0xfff | 3,
+        page_or_8: !0xfff | 7,
         page_or_16: !0xfff | 15,
         page_or_32: !0xfff | 31,
     };
@@ -354,6 +360,7 @@ pub(crate) mod at {
     masks! {
         STATUS_FLAGS status_flags; STEADY_FLAGS steady_flags; UPPER_HALF upper_half;
         TLB_INDEX tlb_index; JUMP_INDEX jump_index; PAGE_NUMBER page_number;
+        PAGE_OR_2 page_or_2; PAGE_OR_4 page_or_4; PAGE_OR_8 page_or_8;
         PAGE_OR_16 page_or_16; PAGE_OR_32 page_or_32;
     }
 

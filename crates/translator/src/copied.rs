@@ -4,7 +4,7 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpAccess, OpKind, Register};
 
-use crate::allow::{Access, gives_index};
+use crate::allow::{Access, atomic_alignment, gives_index};
 use crate::emit::{R8, R9, RCX};
 use crate::plan::{Planned, Use};
 use crate::records::{Checked, Sharing};
@@ -77,10 +77,8 @@ impl Translator<'_> {
         let bytes = self.emit.encode(&mapped)?;
         if memory {
             let len = instruction.memory_size().size() as u16;
-            self.check_operand(
-                planned,
-                Checked { access, len, alignment: 1, group: Sharing::Alone },
-            )?;
+            let alignment = atomic_alignment(instruction);
+            self.check_operand(planned, Checked { access, len, alignment, group: Sharing::Alone })?;
         }
         if by_cl {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
@@ -117,10 +115,8 @@ impl Translator<'_> {
         let bytes = self.emit.encode(&mapped)?;
         if memory {
             let len = instruction.memory_size().size() as u16;
-            self.check_operand(
-                planned,
-                Checked { access, len, alignment: 1, group: Sharing::Alone },
-            )?;
+            let alignment = atomic_alignment(instruction);
+            self.check_operand(planned, Checked { access, len, alignment, group: Sharing::Alone })?;
             self.operand_address(planned)?;
         } else if uses_rcx {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));

@@ -272,6 +272,9 @@ impl Emitter {
     pub(crate) fn check(&mut self, checked: Checked) {
         let (mask, last) = match checked.alignment {
             1 => (at::PAGE_NUMBER, i32::from(checked.len) - 1),
+            2 => (at::PAGE_OR_2, 0),
+            4 => (at::PAGE_OR_4, 0),
+            8 => (at::PAGE_OR_8, 0),
             16 => (at::PAGE_OR_16, 0),
             _ => (at::PAGE_OR_32, 0),
         };

@@ -119,7 +119,8 @@ fn the_check_in_line_computes_what_the_tables_tests_compute() {
     let mut random = Random::new("check");
     let mut piece = Piece::new();
     let mut tables = Tables::empty();
-    let shapes = [(1, 1), (2, 1), (8, 1), (32, 1), (256, 1), (16, 16), (32, 32)];
+    let shapes =
+        [(1, 1), (2, 1), (8, 1), (32, 1), (256, 1), (2, 2), (4, 4), (8, 8), (16, 16), (32, 32)];
     for (len, alignment) in shapes {
         for access in [Access::Read, Access::Write] {
             let checked = Checked { access, len, alignment, group: Sharing::Alone };

@@ -11,7 +11,7 @@
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
-use crate::allow::{Access, Class, System};
+use crate::allow::{Access, Class, System, atomic_alignment};
 use crate::context::GROUPS;
 
 /// Longest range of addresses that one check covers, in bytes: the longer, the more often it
@@ -218,6 +218,8 @@ fn operand(instruction: &Instruction, class: Class) -> Option<(u8, i64, i64, boo
         return None;
     }
     let (size, write) = match class {
+        // A group's check does not look at alignment.
+        Class::General(_) if atomic_alignment(instruction) > 1 => return None,
         Class::General(access) => (instruction.memory_size().size(), access == Access::Write),
         Class::Vector => {
             if hostexec::alignment_required(instruction).is_some() {

@@ -59,7 +59,8 @@ impl Translator<'_> {
         }
         let access = if is_read { Access::Read } else { Access::Write };
         let len = if wide { 8 } else { 4 };
-        self.emit.check(Checked { access, len, alignment: 1, group: Sharing::Alone });
+        let alignment = if instruction.has_lock_prefix() { len as u8 } else { 1 };
+        self.emit.check(Checked { access, len, alignment, group: Sharing::Alone });
         // The index inside the word, without touching flags.
         dynasm!(self.emit.code ; .arch x64 ; lea r8, [r8 + r9]);
         self.emit.load_guest(RCX, number);

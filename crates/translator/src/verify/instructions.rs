@@ -5,7 +5,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register, UsedRegi
 
 use super::values::{Address, Range, SCRATCH, State, Value, divisor};
 use super::{Rule, Walk, broken, is_reserved};
-use crate::allow::{Class, Special, classify};
+use crate::allow::{Class, Special, atomic_alignment, classify};
 use crate::context::{GROUPS, at};
 use crate::registers::SLOTTED;
 
@@ -529,7 +529,8 @@ impl Walk<'_> {
         }
         let wanted = match i.mnemonic() {
             Mnemonic::Cmpxchg16b => 16,
-            _ => hostexec::alignment_required(i).map_or(1, |alignment| alignment as i64),
+            _ => hostexec::alignment_required(i)
+                .map_or(i64::from(atomic_alignment(i)), |alignment| alignment as i64),
         };
         if wanted > range.alignment || begin % wanted != 0 {
             return broken("an operand whose alignment has not been checked");
@@ -564,13 +565,18 @@ fn sum(values: [Value; 2], distance: i64) -> Option<Value> {
 fn verdict(i: &Instruction, at: Address, write: bool, last: i64) -> Result<Range, String> {
     let aligned = |alignment| Range { at, len: alignment, write, alignment };
     if is_mask(i, at::PAGE_NUMBER) {
-        Ok(Range { at, len: last + 1, write, alignment: 1 })
-    } else if last == 0 && is_mask(i, at::PAGE_OR_16) {
-        Ok(aligned(16))
-    } else if last == 0 && is_mask(i, at::PAGE_OR_32) {
-        Ok(aligned(32))
-    } else {
-        broken("a check with a mask that is none")
+        return Ok(Range { at, len: last + 1, write, alignment: 1 });
+    }
+    let masks = [
+        (2, at::PAGE_OR_2),
+        (4, at::PAGE_OR_4),
+        (8, at::PAGE_OR_8),
+        (16, at::PAGE_OR_16),
+        (32, at::PAGE_OR_32),
+    ];
+    match masks.into_iter().find(|(_, mask)| last == 0 && is_mask(i, *mask)) {
+        Some((alignment, _)) => Ok(aligned(alignment)),
+        None => broken("a check with a mask that is none"),
     }
 }
 
