@@ -282,3 +282,144 @@ impl Seat {
         self.inside.load(Ordering::SeqCst)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::thread;
+
+    use lapic::{LocalApic, LocalApicConfig};
+
+    use super::*;
+
+    const PAGE: RamOffset = RamOffset(0x5000);
+
+    fn mailboxes(count: usize) -> Vec<Arc<Mailbox>> {
+        let apic = LocalApic::new(LocalApicConfig::default());
+        (0..count).map(|_| Arc::new(Mailbox::new(apic.destination()))).collect()
+    }
+
+    /// Runs vCPU `index` until `end`: `step` is a piece of guest code between two boundaries.
+    fn run(
+        meeting: &Rendezvous,
+        index: u32,
+        end: &AtomicBool,
+        mut step: impl FnMut(&mut Withdrawn),
+    ) {
+        let mut withdrawn = Withdrawn::default();
+        meeting.enter(index, &mut withdrawn);
+        while !end.load(Ordering::Relaxed) {
+            meeting.serve(index, &mut withdrawn);
+            step(&mut withdrawn);
+        }
+        meeting.leave(index);
+    }
+
+    #[test]
+    fn one_vcpu_waits_for_nobody() {
+        let meeting = Rendezvous::new(&mailboxes(1));
+        let mut withdrawn = Withdrawn::default();
+        meeting.enter(0, &mut withdrawn);
+        meeting.watch(0, PAGE, |_| true, &mut withdrawn);
+        assert_eq!(meeting.exclusively(0, || 7), 7);
+        assert!(withdrawn.is_empty());
+    }
+
+    #[test]
+    fn who_is_outside_learns_it_when_it_enters() {
+        let meeting = Rendezvous::new(&mailboxes(3));
+        let mut mine = Withdrawn::default();
+        meeting.enter(0, &mut mine);
+        meeting.watch(0, PAGE, |vcpu| vcpu == 1, &mut mine);
+        let entering = |vcpu| {
+            let mut withdrawn = Withdrawn::default();
+            meeting.enter(vcpu, &mut withdrawn);
+            withdrawn.pages
+        };
+        assert_eq!((entering(1), entering(2)), (vec![PAGE], vec![]));
+        assert_eq!(entering(1), [], "told once");
+    }
+
+    #[test]
+    fn a_list_that_grows_too_long_becomes_everything() {
+        let mut withdrawn = Withdrawn::default();
+        (0..MOST_PAGES as u64 + 1).for_each(|page| withdrawn.add(RamOffset(page << 12)));
+        assert!(withdrawn.all && withdrawn.pages.len() == MOST_PAGES);
+    }
+
+    /// The others take the right to write while the page is not watched, and use it until it is
+    /// withdrawn: never while vCPU 0 decodes.
+    #[test]
+    fn nobody_writes_unannounced_while_a_page_is_decoded() {
+        const VCPUS: u32 = 4;
+        let meeting = Rendezvous::new(&mailboxes(VCPUS as usize));
+        let [end, watched, decoding] = [(); 3].map(|()| AtomicBool::new(false));
+        let writes = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for me in 1..VCPUS {
+                let (meeting, end, watched) = (&meeting, &end, &watched);
+                let (decoding, writes) = (&decoding, &writes);
+                scope.spawn(move || {
+                    let mut may_write = false;
+                    run(meeting, me, end, |withdrawn| {
+                        may_write &= std::mem::take(withdrawn).is_empty();
+                        may_write |= !watched.load(Ordering::SeqCst);
+                        if may_write {
+                            writes.fetch_add(1, Ordering::Relaxed);
+                            assert!(!decoding.load(Ordering::SeqCst), "an unannounced write");
+                        }
+                    });
+                });
+            }
+            let mut round = 0;
+            run(&meeting, 0, &end, |withdrawn| {
+                watched.store(true, Ordering::SeqCst);
+                meeting.watch(0, PAGE, |vcpu| vcpu != 0, withdrawn);
+                decoding.store(true, Ordering::SeqCst);
+                thread::yield_now();
+                decoding.store(false, Ordering::SeqCst);
+                watched.store(false, Ordering::SeqCst);
+                round += 1;
+                end.store(round == 1000, Ordering::SeqCst);
+            });
+        });
+        assert!(writes.load(Ordering::Relaxed) > 0);
+    }
+
+    #[test]
+    fn standstill_is_exclusive() {
+        const VCPUS: u32 = 4;
+        const ROUNDS: u32 = 500;
+        let meeting = Rendezvous::new(&mailboxes(VCPUS as usize));
+        let (alone, counter, done) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+        let end = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for me in 0..VCPUS {
+                let (meeting, alone, counter) = (&meeting, &alone, &counter);
+                let (end, done) = (&end, &done);
+                scope.spawn(move || {
+                    let mut round = 0;
+                    run(meeting, me, end, |_| {
+                        assert!(!alone.load(Ordering::SeqCst), "guest code during a standstill");
+                        if round < ROUNDS {
+                            round += 1;
+                            meeting.exclusively(me, || {
+                                assert!(!alone.swap(true, Ordering::SeqCst));
+                                // Not atomic, and right all the same.
+                                let before = counter.load(Ordering::Relaxed);
+                                counter.store(before + 1, Ordering::Relaxed);
+                                alone.store(false, Ordering::SeqCst);
+                            });
+                        } else if round == ROUNDS {
+                            round += 1;
+                            if done.fetch_add(1, Ordering::SeqCst) == VCPUS - 1 {
+                                end.store(true, Ordering::SeqCst);
+                            }
+                        }
+                    });
+                });
+            }
+        });
+        assert_eq!(counter.load(Ordering::SeqCst), VCPUS * ROUNDS);
+    }
+}

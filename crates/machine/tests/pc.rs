@@ -214,13 +214,23 @@ fn the_kvm_clock_agrees_with_the_tsc() {
 }
 
 #[test]
-fn unknown_hypercalls_say_so() {
+fn hypercalls_wake_or_say_that_they_are_unknown() {
+    const KICK_CPU: u64 = 5;
     let pc = pc();
-    for (cpl, result) in [(0, -1000_i64), (3, -1)] {
-        let mut frame = HypercallFrame { rax: 5, arguments: [0; 4], cpl };
+    let call = |rax, cpl, apic_id| {
+        let mut frame = HypercallFrame { rax, arguments: [0, apic_id, 0, 0], cpl };
         assert_eq!(pc.bus.hypercall(0, &mut frame), Answer::Done(()));
-        assert_eq!(frame.rax as i64, result);
-    }
+        frame.rax as i64
+    };
+    let woken = || {
+        let mut woken = false;
+        pc.mailbox.drain(|event| woken |= event == lapic::Event::Wake);
+        woken
+    };
+    assert_eq!((call(1, 0, 0), call(1, 3, 0)), (-1000, -1));
+    assert_eq!((call(KICK_CPU, 3, 0), woken()), (-1, false));
+    assert_eq!((call(KICK_CPU, 0, 77), woken()), (0, false), "nobody there");
+    assert_eq!((call(KICK_CPU, 0, 0), woken()), (0, true));
 }
 
 #[test]
