@@ -3,6 +3,7 @@
 //!
 //! Neighbours: [`engine::Rendezvous`] is where they meet; `blocks` and the translator decode.
 
+use engine::Withdrawn;
 use memory::{RamOffset, Scalar};
 
 use crate::access::Linear;
@@ -39,11 +40,25 @@ impl Cpu {
         let version = self.ram.watch_code(at);
         if !self.settled.insert(at.page(), version) {
             self.withdrawn.add(at);
-            let (ram, me) = (&self.ram, self.index);
+            let ram = &self.ram;
             let writes = |other| ram.may_be_written_by(at, other);
-            self.rendezvous.watch(me, at, writes, &mut self.withdrawn);
+            let mut asked = Withdrawn::default();
+            self.rendezvous.watch(self.index, at, writes, &mut asked);
+            self.follow(asked);
         }
         version
+    }
+
+    /// Gives up what others have asked for.
+    fn follow(&mut self, mut asked: Withdrawn) {
+        for &page in &asked.pages {
+            self.tlb.withdraw_write(page.0 & !0xfff);
+            self.ram.forget_writer(page, self.index);
+        }
+        if asked.all {
+            self.tlb.flush_all();
+        }
+        self.withdrawn.append(&mut asked);
     }
 
     /// The page at `at` may be entered as writable.
@@ -55,7 +70,9 @@ impl Cpu {
 
     /// Begins to execute guest code.
     pub(crate) fn enter(&mut self) {
-        self.rendezvous.enter(self.index, &mut self.withdrawn);
+        let mut asked = Withdrawn::default();
+        self.rendezvous.enter(self.index, &mut asked);
+        self.follow(asked);
     }
 
     /// Ends to execute guest code, for a while.
@@ -65,7 +82,9 @@ impl Cpu {
 
     /// At an instruction boundary: does what other vCPUs have asked.
     pub(crate) fn serve_others(&mut self) {
-        self.rendezvous.serve(self.index, &mut self.withdrawn);
+        let mut asked = Withdrawn::default();
+        self.rendezvous.serve(self.index, &mut asked);
+        self.follow(asked);
     }
 
     /// A locked update across cache lines or pages, or of a device: alone, since the host could

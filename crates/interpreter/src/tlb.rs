@@ -223,6 +223,16 @@ impl Tlb {
         }
     }
 
+    /// Forgets the right to write to the page at `ram` in guest RAM.
+    pub(crate) fn withdraw_write(&mut self, ram: u64) {
+        for &index in &self.filled {
+            let entry = &mut self.entries[index as usize];
+            if entry.ram == ram {
+                entry.write = INVALID;
+            }
+        }
+    }
+
     /// Makes `pcid` the present address space.
     pub(crate) fn select_pcid(&mut self, pcid: u16) {
         self.note(TlbChange::Select(pcid));

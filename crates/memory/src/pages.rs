@@ -39,9 +39,11 @@ pub(crate) struct Pages {
     dirty: [Vec<AtomicU64>; CONSUMERS],
 }
 
-/// Many vCPUs share a bit: one is asked in vain then.
+/// The bit that stands for all vCPUs without one of their own: it is never cleared.
+const SHARED_WRITER: u8 = 1 << 7;
+
 const fn writer_bit(vcpu: u32) -> u8 {
-    1 << (vcpu % 8)
+    if vcpu < 7 { 1 << vcpu } else { SHARED_WRITER }
 }
 
 impl Pages {
@@ -68,6 +70,10 @@ impl Pages {
         if self.writers[page].load(Ordering::Relaxed) & bit == 0 {
             self.writers[page].fetch_or(bit, Ordering::SeqCst);
         }
+    }
+
+    pub(crate) fn forget_writer(&self, page: usize, vcpu: u32) {
+        self.writers[page].fetch_and(!writer_bit(vcpu) | SHARED_WRITER, Ordering::SeqCst);
     }
 
     pub(crate) fn may_write(&self, page: usize, vcpu: u32) -> bool {

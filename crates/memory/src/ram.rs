@@ -319,6 +319,11 @@ impl GuestRam {
         self.pages.note_writer(at.page(), vcpu);
     }
 
+    /// vCPU `vcpu` does not write to the page at `at` again without [`GuestRam::note_writer`].
+    pub fn forget_writer(&self, at: RamOffset, vcpu: u32) {
+        self.pages.forget_writer(at.page(), vcpu);
+    }
+
     /// Whether vCPU `vcpu` may write to the page at `at` without looking at its state.
     pub fn may_be_written_by(&self, at: RamOffset, vcpu: u32) -> bool {
         self.pages.may_write(at.page(), vcpu)
@@ -537,6 +542,19 @@ mod tests {
         ram.write(Gpa(4095), b"ab").unwrap();
         assert_ne!(ram.code_version(RamOffset(4096)), version);
         assert!(ram.is_quiet(RamOffset(5000)));
+    }
+
+    #[test]
+    fn who_may_write_is_known_by_page_and_vcpu() {
+        let ram = two_regions();
+        for vcpu in [0, 6, 7, 63] {
+            ram.note_writer(RamOffset(4096), vcpu);
+            assert!(ram.may_be_written_by(RamOffset(8191), vcpu));
+            assert!(!ram.may_be_written_by(RamOffset(0), vcpu));
+            ram.forget_writer(RamOffset(4096), vcpu);
+            // Those that share a bit are asked in vain rather than not asked.
+            assert_eq!(ram.may_be_written_by(RamOffset(4096), vcpu), vcpu >= 7);
+        }
     }
 
     #[test]
