@@ -61,6 +61,24 @@ pub fn tiny_boot_files(modules: &[&str], script: &str) -> Option<BootFiles> {
     Some(BootFiles::from_bytes(kernel, Some(initrd)).expect("a stock kernel is one"))
 }
 
+/// The Xen hypervisor with a stock kernel in this form as its first domain, which has the command
+/// line `cmdline` and the initramfs of [`boot_files`]. `None` where they are not to be had, after
+/// saying so.
+pub fn xen_boot_files(
+    flavour: Flavour,
+    form: Form,
+    cmdline: &str,
+    script: &str,
+) -> Option<BootFiles> {
+    let xen = fetched("the Xen hypervisor", |store| kernels::xen(store, &Silent))?;
+    let kernel = kernel(flavour, form)?;
+    let initrd = initramfs(flavour.is_32bit(), script)?;
+    let files = BootFiles::from_bytes(xen, None)
+        .and_then(|files| files.with_module_bytes(kernel, "vmlinuz", cmdline))
+        .and_then(|files| files.with_module_bytes(initrd, "initrd", ""));
+    Some(files.expect("a multiboot kernel"))
+}
+
 fn kernel(flavour: Flavour, form: Form) -> Option<Vec<u8>> {
     let packed = fetched(flavour.package(), |store| kernels::fetch(flavour, store, &Silent))?;
     Some(match form {

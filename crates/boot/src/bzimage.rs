@@ -148,9 +148,9 @@ pub(crate) fn load(image: &BzImage, request: &Request<'_>) -> Result<EntryState,
     let name = source.name();
     check_end(name, map, image.end)?;
     low::write_bios_data_area(ram)?;
-    low::write_cmdline(ram, name, request.cmdline, image.cmdline_limit)?;
+    low::write_cmdline(ram, name, request.payload.cmdline, image.cmdline_limit)?;
     source.copy_to_ram(image.kernel_offset, image.kernel_len, ram, image.address)?;
-    let initrd = match request.initrd {
+    let initrd = match request.payload.initrd {
         None => None,
         Some(initrd) => {
             recognise::linux_initrd(

@@ -3,7 +3,7 @@
 use engine::{RunState, VcpuState};
 use memory::{Gpa, GuestRam};
 use x86::cr::{cr0, cr4, efer, rflags};
-use x86::gpr::{RBX, RSI, RSP};
+use x86::gpr::{RAX, RBX, RSI, RSP};
 use x86::segment::{Segment, TableRegister, seg};
 
 use crate::{BootError, low};
@@ -30,6 +30,9 @@ const TSS_SELECTOR: u16 = 0x20;
 /// Limit of a 32-bit TSS (SDM vol. 3A 8.2.1); the PVH ABI asks for it.
 const TSS_LIMIT: u32 = 0x67;
 
+/// What EAX says to a multiboot kernel (Multiboot 0.6.96, 3.2).
+const MULTIBOOT_MAGIC: u64 = 0x2bad_b002;
+
 /// How the boot processor enters the kernel that [`crate::load`] has loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -55,6 +58,13 @@ pub enum EntryState {
         /// Guest-physical address of the start information, in EBX.
         start_info: u32,
     },
+    /// Multiboot: 32-bit protected mode with flat segments, no paging.
+    Multiboot {
+        /// EIP.
+        entry: u32,
+        /// Guest-physical address of the multiboot information, in EBX.
+        info: u32,
+    },
 }
 
 impl EntryState {
@@ -62,7 +72,9 @@ impl EntryState {
     pub fn rip(&self) -> u64 {
         match *self {
             Self::Linux64 { entry, .. } => entry,
-            Self::Linux32 { entry, .. } | Self::Pvh { entry, .. } => u64::from(entry),
+            Self::Linux32 { entry, .. }
+            | Self::Pvh { entry, .. }
+            | Self::Multiboot { entry, .. } => u64::from(entry),
         }
     }
 
@@ -97,6 +109,11 @@ impl EntryState {
                 state.general.gpr[RBX] = u64::from(start_info);
                 enter_flat(state);
             }
+            Self::Multiboot { info, .. } => {
+                state.general.gpr[RAX] = MULTIBOOT_MAGIC;
+                state.general.gpr[RBX] = u64::from(info);
+                enter_flat(state);
+            }
         }
     }
 }
@@ -124,7 +141,7 @@ fn descriptors(code_size: u16) -> [u64; 5] {
 pub(crate) fn write_descriptors(entry: &EntryState, ram: &GuestRam) -> Result<(), BootError> {
     let code_size = match entry {
         EntryState::Linux64 { .. } => LONG,
-        EntryState::Linux32 { .. } | EntryState::Pvh { .. } => BIG,
+        EntryState::Linux32 { .. } | EntryState::Pvh { .. } | EntryState::Multiboot { .. } => BIG,
     };
     let table: Vec<u8> = descriptors(code_size).iter().flat_map(|d| d.to_le_bytes()).collect();
     ram.write(Gpa(low::GDT), &table)?;

@@ -31,6 +31,26 @@ pub enum BootError {
         /// What to do.
         way_out: Cow<'static, str>,
     },
+    /// A module is not one.
+    #[error("module {name}: {cause}; {way_out}")]
+    BadModule {
+        /// The file.
+        name: String,
+        /// What is wrong with it.
+        cause: Cow<'static, str>,
+        /// What to do.
+        way_out: Cow<'static, str>,
+    },
+    /// Only multiboot kernels have modules.
+    #[error(
+        "module {module}: kernel {kernel} is no multiboot kernel and takes none; leave out --module"
+    )]
+    NoModules {
+        /// The first module.
+        module: String,
+        /// The kernel.
+        kernel: String,
+    },
     /// The host failed to read a file.
     #[error("cannot read {name}: {cause}; check the file and its disk")]
     Read {
@@ -76,6 +96,16 @@ pub enum BootError {
         kernel: String,
         /// Bytes it takes.
         limit: usize,
+    },
+    /// Command lines and module list of a multiboot kernel are too long together.
+    #[error(
+        "multiboot information with command lines and module list has {len} bytes, but at most {limit} fit; shorten --cmdline or --module"
+    )]
+    MultibootTooLong {
+        /// Its bytes.
+        len: u64,
+        /// Bytes that fit.
+        limit: u64,
     },
     /// The command line contains a zero byte, which would end it.
     #[error("kernel command line has a zero byte at position {0}; remove it from --cmdline")]

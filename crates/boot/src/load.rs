@@ -4,11 +4,24 @@ use memory::{GuestRam, PAGE_SIZE};
 
 use crate::image::{Parsed, bad_kernel};
 use crate::source::Source;
-use crate::{BootError, EntryState, Initrd, KernelImage, MemoryMap, bzimage, elf};
+use crate::{
+    BootError, EntryState, Initrd, KernelImage, MemoryMap, Module, bzimage, multiboot, pvh,
+};
 
 const MIB: u64 = 1 << 20;
 
-/// Loads `kernel`, `initrd` and `cmdline` into guest RAM that has the layout of `map`, before the
+/// What a kernel is given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Payload<'a> {
+    /// Initial RAM disk; the first module of a multiboot kernel.
+    pub initrd: Option<&'a Initrd>,
+    /// Modules of a multiboot kernel.
+    pub modules: &'a [Module],
+    /// Command line. Multiboot kernels find the name of their file in front of it.
+    pub cmdline: &'a str,
+}
+
+/// Loads `kernel` and `payload` into guest RAM that has the layout of `map`, before the
 /// first vCPU runs. `acpi_rsdp` is what [`crate::acpi::build`] returned, or 0 for no ACPI. Can be
 /// called again for a reset of the guest.
 ///
@@ -17,15 +30,16 @@ const MIB: u64 = 1 << 20;
 pub fn load(
     ram: &GuestRam,
     kernel: &KernelImage,
-    initrd: Option<&Initrd>,
-    cmdline: &str,
+    payload: &Payload<'_>,
     map: &MemoryMap,
     acpi_rsdp: u64,
 ) -> Result<EntryState, BootError> {
-    let request = Request { ram, source: &kernel.source, initrd, cmdline, map, acpi_rsdp };
+    kernel.check_modules(payload.modules)?;
+    let request = Request { ram, source: &kernel.source, payload, map, acpi_rsdp };
     match &kernel.parsed {
         Parsed::BzImage(image) => bzimage::load(image, &request),
-        Parsed::Pvh(image) => elf::load(image, &request),
+        Parsed::Pvh(image) => pvh::load(image, &request),
+        Parsed::Multiboot(image) => multiboot::load(image, &request),
     }
 }
 
@@ -34,8 +48,7 @@ pub(crate) struct Request<'a> {
     pub(crate) ram: &'a GuestRam,
     /// The kernel's file.
     pub(crate) source: &'a Source,
-    pub(crate) initrd: Option<&'a Initrd>,
-    pub(crate) cmdline: &'a str,
+    pub(crate) payload: &'a Payload<'a>,
     pub(crate) map: &'a MemoryMap,
     pub(crate) acpi_rsdp: u64,
 }
@@ -61,7 +74,7 @@ fn reach(map: &MemoryMap) -> u64 {
 
 /// `what` would fit if low RAM went up to `end`, which is above what there is and within
 /// [`reach`].
-fn needs_memory(what: String, map: &MemoryMap, end: u64) -> BootError {
+pub(crate) fn needs_memory(what: String, map: &MemoryMap, end: u64) -> BootError {
     BootError::TooBig {
         what,
         memory_mib: map.size() / MIB,

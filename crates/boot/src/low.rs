@@ -9,9 +9,12 @@
 //! | 0x7000..0x8000 | Linux boot parameters ("zero page") |
 //! | 0x8000..0x9000 | stack, for kernels that use one before they have their own |
 //! | 0x9000..0xf000 | page tables of the Linux entry |
+//! | 0x1_0000..0x2_0000 | multiboot information, unless the kernel lies there |
 //! | 0x2_0000..0x3_0000 | command line |
 //!
-//! Kernels and initrds lie at 1 MiB or above, the ACPI tables at 0xe_0000: nothing overlaps.
+//! Kernels and initrds lie at 1 MiB or above, the ACPI tables at 0xe_0000: nothing overlaps. Only
+//! multiboot kernels may lie from [`KERNEL_START`] on, where they get nothing of this but the
+//! information.
 
 use memory::{Gpa, GuestRam};
 
@@ -24,6 +27,8 @@ const BDA_EBDA_SEGMENT: u64 = 0x40e;
 const BDA_BASE_MEMORY: u64 = 0x413;
 /// Global descriptor table.
 pub(crate) const GDT: u64 = 0x500;
+/// Where a multiboot kernel may begin: behind the BIOS data area and the descriptors.
+pub(crate) const KERNEL_START: u64 = 0x600;
 /// TSS of the PVH entry.
 pub(crate) const TSS: u64 = 0x1000;
 /// PVH start information and what it points to.
@@ -36,6 +41,10 @@ pub(crate) const ZERO_PAGE: u64 = 0x7000;
 pub(crate) const STACK_TOP: u64 = 0x9000;
 /// Page tables: level 4, level 3, four of level 2.
 pub(crate) const PAGE_TABLES: u64 = 0x9000;
+/// Multiboot information and what it points to.
+pub(crate) const MULTIBOOT: u64 = 0x1_0000;
+/// Most bytes of it.
+pub(crate) const MULTIBOOT_LEN: u64 = 0x1_0000;
 /// Command line.
 pub(crate) const CMDLINE: u64 = 0x2_0000;
 /// Bytes for it with the zero that ends it.

@@ -3,8 +3,8 @@
 //! Most bad kernels are files of another kind, given by mistake: each is called by its name, with
 //! what to do about it.
 
-use crate::BootError;
 use crate::image::{bad_initrd, bad_kernel};
+use crate::{BootError, multiboot};
 
 /// Bytes of a file that are looked at: past the volume descriptor of an ISO image.
 pub(crate) const HEAD_LEN: usize = 0x8010;
@@ -13,15 +13,18 @@ pub(crate) const HEAD_LEN: usize = 0x8010;
 const LINUX_HEADER: usize = 0x202;
 /// Where a boot sector has its signature.
 const BOOT_SIGNATURE: usize = 0x1fe;
-/// The multiboot header lies in the first 8 KiB, 4-byte aligned (Multiboot 0.6.96, 3.1).
-const MULTIBOOT_SEARCH: usize = 8192;
-const MULTIBOOT_MAGIC: [u8; 4] = 0x1bad_b002_u32.to_le_bytes();
+
+/// What gzip files begin with (RFC 1952).
+pub(crate) const GZIP: &[u8] = &[0x1f, 0x8b];
 
 /// Kernel formats that have a loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     BzImage,
+    /// A 64-bit ELF file for this architecture.
     Elf64,
+    /// A file with a multiboot header here: an ELF file or, by the header, anything.
+    Multiboot(usize),
 }
 
 /// A kind of file, known by a magic number.
@@ -50,7 +53,7 @@ const AS_DISK: &str = "give it as --disk, and a kernel as --kernel";
 const INITRAMFS: &[Kind] = &[
     kind(0, b"070701", "is a cpio archive, probably an initramfs", AS_INITRD),
     kind(0, b"070702", "is a cpio archive, probably an initramfs", AS_INITRD),
-    kind(0, &[0x1f, 0x8b], "is gzip-compressed", "unpack it with gunzip first"),
+    kind(0, GZIP, "is gzip-compressed", "unpack it with gunzip first"),
     kind(0, b"\xfd7zXZ\0", "is xz-compressed", "unpack it with unxz first"),
     kind(0, &[0x28, 0xb5, 0x2f, 0xfd], "is zstd-compressed", "unpack it with unzstd first"),
     kind(0, &[0x02, 0x21, 0x4c, 0x18], "is lz4-compressed", "unpack it with unlz4 first"),
@@ -106,6 +109,9 @@ pub(crate) fn kernel(name: &str, head: &[u8]) -> Result<Format, BootError> {
     if has(head, LINUX_HEADER, b"HdrS") {
         return Ok(Format::BzImage);
     }
+    if let Some(header) = multiboot::find(head) {
+        return Ok(Format::Multiboot(header));
+    }
     if let Some(kind) = find(head, OTHERS).or_else(|| find(head, INITRAMFS)) {
         return bad(kind.what, kind.way_out);
     }
@@ -125,7 +131,8 @@ pub(crate) fn kernel(name: &str, head: &[u8]) -> Result<Format, BootError> {
 }
 
 /// The way out when a file is no kernel at all.
-const KNOWN: &str = "give a Linux bzImage (vmlinuz) or an ELF kernel with a PVH note";
+const KNOWN: &str =
+    "give a Linux bzImage (vmlinuz), an ELF kernel with a PVH note, or a multiboot kernel";
 
 /// Machine types of ELF that people have kernels for (System V ABI, e_machine).
 const ELF_MACHINES: &[(u16, &str)] = &[
@@ -150,6 +157,7 @@ fn elf(name: &str, head: &[u8]) -> Result<Format, BootError> {
     const TYPE_RELOCATABLE: u16 = 1;
     const TYPE_CORE: u16 = 4;
     const MACHINE: usize = 18;
+    const MACHINE_386: u16 = 3;
     const MACHINE_X86_64: u16 = 62;
     let bad = |what: String, way_out| Err(bad_kernel(name, what, way_out));
     if head.len() < HEADER_LEN {
@@ -159,11 +167,13 @@ fn elf(name: &str, head: &[u8]) -> Result<Format, BootError> {
         LITTLE_ENDIAN => u16::from_le_bytes([head[at], head[at + 1]]),
         _ => u16::from_be_bytes([head[at], head[at + 1]]),
     };
+    if head[DATA] == LITTLE_ENDIAN
+        && [MACHINE_386, MACHINE_X86_64].contains(&half(MACHINE))
+        && let Some(header) = multiboot::find(head)
+    {
+        return Ok(Format::Multiboot(header));
+    }
     if half(MACHINE) != MACHINE_X86_64 {
-        if head[CLASS] != CLASS_64 && is_multiboot(head) {
-            let what = "is a 32-bit multiboot kernel, which cannot be loaded yet";
-            return bad(what.into(), KNOWN);
-        }
         let found = half(MACHINE);
         let machine = ELF_MACHINES
             .iter()
@@ -183,10 +193,6 @@ fn elf(name: &str, head: &[u8]) -> Result<Format, BootError> {
 
 /// The way out when a file ends too early.
 pub(crate) const COPY_AGAIN: &str = "copy or build it again";
-
-fn is_multiboot(head: &[u8]) -> bool {
-    head[..head.len().min(MULTIBOOT_SEARCH)].chunks_exact(4).any(|word| word == MULTIBOOT_MAGIC)
-}
 
 /// Checks that Linux will take an initrd that begins with `head`: the list is its own.
 pub(crate) fn linux_initrd(name: &str, head: &[u8]) -> Result<(), BootError> {

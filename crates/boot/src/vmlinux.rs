@@ -63,6 +63,19 @@ pub(crate) fn whole(source: &Source) -> Result<Vec<u8>, BootError> {
     source.head(MAX_UNPACKED as usize)
 }
 
+/// Unpacks a kernel that is gzip-compressed as a whole, as distributions ship the Xen hypervisor.
+pub(crate) fn gunzip(source: &Source) -> Result<Vec<u8>, BootError> {
+    let bad = |cause: String| bad_kernel(source.name(), cause, COPY_AGAIN);
+    let packed = whole(source)?;
+    match read_all(flate2::read::MultiGzDecoder::new(&packed[..]), MAX_UNPACKED) {
+        Ok(unpacked) if unpacked.len() as u64 <= MAX_UNPACKED => Ok(unpacked),
+        Ok(_) => {
+            Err(bad(format!("is gzip-compressed, and unpacks to more than {MAX_UNPACKED} bytes")))
+        }
+        Err(error) => Err(bad(format!("is gzip-compressed, and damaged ({error})"))),
+    }
+}
+
 /// Unpacks the payload of a checked bzImage.
 pub(crate) fn unpack(source: &Source, image: &BzImage) -> Result<Vec<u8>, BootError> {
     let name = source.name();

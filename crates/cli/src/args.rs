@@ -95,15 +95,15 @@ pub struct RunArgs {
     #[arg(conflicts_with = "kernel")]
     pub image: Option<String>,
 
-    /// Kernel to boot: a bzImage or an ELF file with a PVH note
+    /// Kernel to boot: a bzImage, an ELF file with a PVH note, or a multiboot kernel
     #[arg(long, value_name = "F")]
     pub kernel: Option<PathBuf>,
 
-    /// Initial RAM disk for the kernel
+    /// Initial RAM disk for the kernel; the first module of a multiboot kernel
     #[arg(long, value_name = "F")]
     pub initrd: Option<PathBuf>,
 
-    /// Further module for a multiboot kernel, with its arguments (not supported yet)
+    /// Further module for a multiboot kernel, with its arguments; F has no blanks
     #[arg(long = "module", value_name = "F[ ARGS]")]
     pub modules: Vec<String>,
 
@@ -253,7 +253,6 @@ impl RunArgs {
         let unsupported = [
             self.disks.iter().find_map(DiskArg::unsupported),
             net.map(|net| format!("--net {net}")),
-            self.modules.first().map(|_| "--module".to_owned()),
             self.gdb.as_ref().map(|_| "--gdb".to_owned()),
             match self.platform {
                 PlatformArg::Pc => None,
@@ -358,7 +357,6 @@ mod tests {
             (&["--disk", "d,overlay"][..], "--disk d,overlay"),
             (&["--disk", "d", "--disk", "e,format=qcow2"], "--disk e,format=qcow2"),
             (&["--net", "none", "--net", "tap"], "--net tap"),
-            (&["--module", "m"], "--module"),
             (&["--gdb", ":1"], "--gdb"),
             (&["--platform", "xen-pv"], "--platform xen-pv"),
         ] {

@@ -19,7 +19,7 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0";
 
 /// What the guest boots, with its command line.
 pub struct Boot {
-    /// Kernel and initramfs.
+    /// Kernel, initramfs and modules.
     pub files: BootFiles,
     /// Command line.
     pub cmdline: String,
@@ -42,7 +42,12 @@ pub fn open(args: &RunArgs) -> anyhow::Result<Boot> {
         None => image.as_ref().map(|i| i.initrd().to_owned()),
     };
     let initrd = initrd.map(|path| named_file("initrd", &path)).transpose()?;
-    let files = BootFiles::open(named_file("kernel", &kernel)?, initrd)?;
+    let mut files = BootFiles::open(named_file("kernel", &kernel)?, initrd)?;
+    for module in &args.modules {
+        // The design of the option: a path has no blank.
+        let (path, args) = module.split_once(' ').unwrap_or((module, ""));
+        files = files.with_module(named_file("module", Path::new(path))?, args)?;
+    }
     let cmdline = match (&args.cmdline, &image) {
         (Some(cmdline), _) => cmdline.clone(),
         (None, Some(image)) => image.cmdline().to_owned(),

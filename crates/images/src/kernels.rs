@@ -1,4 +1,4 @@
-//! Stock kernels and a static busybox for tests and benchmarks.
+//! Stock kernels, the Xen hypervisor and a static busybox for tests and benchmarks.
 //!
 //! They come from the host's package sources and are kept in the store, below
 //! `.files`, until that is removed: a test run needs the network once.
@@ -19,6 +19,12 @@ pub(crate) const BUSYBOX: &str = "busybox-static";
 
 /// What the names of packages with a kernel begin with.
 pub(crate) const KERNEL_PREFIX: &str = "linux-image-";
+
+/// The package that depends on the newest Xen hypervisor.
+const XEN: &str = "xen-system-amd64";
+
+/// What the names of packages with a hypervisor begin with.
+const XEN_PREFIX: &str = "xen-hypervisor-";
 
 /// The kernels that Debian builds for PCs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,6 +75,15 @@ pub fn fetch(flavour: Flavour, store: &Store, progress: &dyn Progress) -> Result
     cached(store, architecture, package, "vmlinuz", progress, resolve, is_kernel)
 }
 
+/// The path of the Xen hypervisor, gzip-compressed as it is shipped, downloaded the first time.
+///
+/// # Errors
+/// As [`Store::build`].
+pub fn xen(store: &Store, progress: &dyn Progress) -> Result<PathBuf> {
+    let resolve = |packages: &Packages<'_>| packages.dependency(XEN, XEN_PREFIX);
+    cached(store, Architecture::Host, XEN, "xen.gz", progress, resolve, is_xen)
+}
+
 /// The path of a statically linked busybox, downloaded the first time.
 ///
 /// # Errors
@@ -96,6 +111,11 @@ pub(crate) fn is_kernel(path: &str) -> bool {
 /// The release of the kernel at `boot/vmlinuz-RELEASE`.
 pub(crate) fn kernel_release(path: &str) -> Option<&str> {
     path.strip_prefix("boot/vmlinuz-").filter(|release| !release.contains('/'))
+}
+
+/// Whether a package's file is the hypervisor as a multiboot kernel.
+fn is_xen(path: &str) -> bool {
+    path.strip_prefix("boot/xen-").is_some_and(|rest| rest.ends_with(".gz") && !rest.contains('/'))
 }
 
 /// Whether a package's file is the busybox program.
@@ -174,6 +194,8 @@ mod tests {
     fn files_are_known_by_their_paths() {
         assert_eq!(kernel_release("boot/vmlinuz-6.1.0-9-cloud"), Some("6.1.0-9-cloud"));
         assert!(!is_kernel("boot/config-6.1") && !is_kernel("boot/vmlinuz-x/y"));
+        assert!(is_xen("boot/xen-4.17-amd64.gz"));
+        assert!(!is_xen("boot/xen-4.17-amd64.efi") && !is_xen("usr/share/doc/xen-4.17/x.gz"));
         assert!(is_busybox("bin/busybox") && !is_busybox("usr/share/doc/busybox"));
     }
 

@@ -10,8 +10,16 @@ pub(crate) fn offered(profile: &CpuProfile, instruction: &Instruction) -> bool {
     if !matches!(instruction.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
         return false;
     }
-    // Hypercalls are answered by the machine, on any profile.
-    if matches!(instruction.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall) {
+    // Hypercalls are answered by the machine, on any profile. RDSSP and
+    // CLDEMOTE are NOPs on a CPU that has no shadow stacks, or no such hint (SDM vol. 2A and 2B).
+    if matches!(
+        instruction.mnemonic(),
+        Mnemonic::Vmcall
+            | Mnemonic::Vmmcall
+            | Mnemonic::Rdsspd
+            | Mnemonic::Rdsspq
+            | Mnemonic::Cldemote
+    ) {
         return true;
     }
     instruction.cpuid_features().iter().all(|needed| match requirement(*needed) {

@@ -190,7 +190,7 @@ impl Cpu {
             msr::UCODE_REV => 1 << 32,
             // Locked, without VMX.
             msr::FEATURE_CONTROL => 1,
-            msr::PLATFORM_INFO => 0,
+            msr::PLATFORM_ID | msr::PLATFORM_INFO => 0,
             msr::ARCH_CAPABILITIES if self.profile.has(feature::ARCH_CAPABILITIES) => {
                 self.profile.arch_capabilities()
             }

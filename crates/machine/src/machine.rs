@@ -173,8 +173,8 @@ impl Machine {
         // What was on its way to the processors is gone with them.
         self.fabric.mailboxes().iter().for_each(|mailbox| mailbox.drain(|_| ()));
         let rsdp = boot::acpi::build(&pc::acpi_spec(self.spec.cpus, &self.map), &self.ram)?;
-        let (kernel, initrd) = (&files.kernel, files.initrd.as_ref());
-        let entry = boot::load(&self.ram, kernel, initrd, &self.spec.cmdline, &self.map, rsdp)?;
+        let payload = files.payload(&self.spec.cmdline);
+        let entry = boot::load(&self.ram, &files.kernel, &payload, &self.map, rsdp)?;
         let mut states = self.power_on.clone();
         // The counters go on with the guest's time, so that the paravirtual clock, which is a
         // function of it, agrees with them.

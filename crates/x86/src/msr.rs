@@ -2,6 +2,8 @@
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const TSC: u32 = 0x10;
+/// IA32_PLATFORM_ID: which microcode updates fit.
+pub const PLATFORM_ID: u32 = 0x17;
 /// IA32_APIC_BASE.
 pub const APIC_BASE: u32 = 0x1b;
 /// IA32_FEATURE_CONTROL.

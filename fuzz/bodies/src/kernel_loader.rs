@@ -1,6 +1,6 @@
 //! Kernel and initrd files of whoever wants to harm the monitor.
 
-use boot::{Initrd, KernelImage, MemoryMap};
+use boot::{Initrd, KernelImage, MemoryMap, Module, Payload};
 use memory::GuestRam;
 
 use crate::Input;
@@ -50,6 +50,23 @@ const ELF: [(usize, &[u8]); 12] = [
     (0x300, b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0\x40\0\x10\0\0\0\0\0"),
 ];
 
+/// The same for a multiboot kernel in a 32-bit ELF file, with the header behind its program header.
+const MULTIBOOT_ELF: [(usize, &[u8]); 6] = [
+    (0x00, b"\x7fELF\x01\x01\x01"),
+    (0x10, &[2, 0, 3, 0, 1, 0, 0, 0, 0x10, 0, 0x10, 0, 0x34]), // executable, 386, entry, e_phoff
+    (0x2a, &[32, 0, 1]),                                       // e_phentsize, e_phnum
+    (0x34, &[1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0x10, 0, 0, 0, 0x10]), // PT_LOAD at 1 MiB
+    (0x44, &[0, 1, 0, 0, 0, 2]),                               // p_filesz, p_memsz
+    (0x54, &[0x02, 0xb0, 0xad, 0x1b, 3, 0, 0, 0, 0xfb, 0x4f, 0x52, 0xe4]),
+];
+
+/// The same for one that is loaded by the address fields.
+const MULTIBOOT_FLAT: [(usize, &[u8]); 2] = [
+    (0x00, &[0x02, 0xb0, 0xad, 0x1b, 0, 0, 1, 0, 0xfe, 0x4f, 0x51, 0xe4]),
+    // header, load, load end, bss end and entry addresses
+    (0x0c, &[0, 0, 2, 0, 0, 0, 2, 0, 0, 4, 2, 0, 0, 8, 2, 0, 0x40, 0, 2, 0]),
+];
+
 /// What the compressed payloads of kernels begin with: gzip, LZ4, zstd, xz, lzma.
 const COMPRESSED: [&[u8]; 5] = [
     &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3],
@@ -69,26 +86,35 @@ pub fn kernel_loader(data: &[u8]) {
     let mut input = Input::new(data);
     let kind = input.byte();
     let cmdline = "x".repeat(usize::from(input.short() % 3000));
-    let file = match kind % 4 {
+    let file = match kind % 8 {
         0 => input.rest().to_vec(),
         1 | 2 => bzimage(&mut input),
-        _ => elf(&mut input),
+        3 | 4 => made(&mut input, &ELF),
+        5 | 6 => made(&mut input, &MULTIBOOT_ELF),
+        _ => made(&mut input, &MULTIBOOT_FLAT),
     };
     let initrd = Initrd::from_bytes(file.clone(), "fuzz").ok();
     let Ok(kernel) = KernelImage::from_bytes(file, "fuzz") else { return };
-    load(&kernel, initrd.as_ref(), &cmdline);
-    load(&kernel, None, &cmdline);
+    let modules: Vec<Module> = (0..kind >> 5).map(|len| module(len, &cmdline)).collect();
+    let payload = Payload { initrd: initrd.as_ref(), modules: &modules, cmdline: &cmdline };
+    load(&kernel, &payload);
+    load(&kernel, &Payload { initrd: None, ..payload });
+    load(&kernel, &Payload { cmdline: &cmdline, ..Payload::default() });
     if let Ok(vmlinux) = kernel.vmlinux() {
         assert!(vmlinux.starts_with(b"\x7fELF"), "unpacked something else than a kernel");
     }
 }
 
-fn load(kernel: &KernelImage, initrd: Option<&Initrd>, cmdline: &str) {
+fn module(len: u8, args: &str) -> Module {
+    Module::from_bytes(vec![len; 1 + usize::from(len) * 3000], "module", args).expect("no zeros")
+}
+
+fn load(kernel: &KernelImage, payload: &Payload<'_>) {
     let map = MemoryMap::new(RAM).expect("a legal size");
     let ram = GuestRam::new(&map.ram_layout()).expect("32 MiB");
-    if let Ok(entry) = boot::load(&ram, kernel, initrd, cmdline, &map, 0) {
+    if let Ok(entry) = boot::load(&ram, kernel, payload, &map, 0) {
         // As a reset of the guest does.
-        let again = boot::load(&ram, kernel, initrd, cmdline, &map, 0);
+        let again = boot::load(&ram, kernel, payload, &map, 0);
         assert_eq!(again.expect("loaded before").rip(), entry.rip());
     }
 }
@@ -105,8 +131,9 @@ fn bzimage(input: &mut Input<'_>) -> Vec<u8> {
     file
 }
 
-fn elf(input: &mut Input<'_>) -> Vec<u8> {
-    let mut file = with_fields(0x400, &ELF);
+/// A file of 1 KiB with these fields, changed and cut.
+fn made(input: &mut Input<'_>, fields: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut file = with_fields(0x400, fields);
     let patches = patches(input, 0..0x318);
     apply(&mut file, &patches);
     let cut = usize::from(input.short());
@@ -144,13 +171,18 @@ mod tests {
     /// Otherwise the target would test no more than the checks at the front.
     #[test]
     fn the_kernels_as_made_can_be_loaded() {
-        for data in [[1, 0, 0, 0], [3, 0, 0, 0]] {
-            let mut input = Input::new(&data[3..]);
-            let file = if data[0] == 1 { bzimage(&mut input) } else { elf(&mut input) };
+        let input = || Input::new(&[0]);
+        let files = [
+            bzimage(&mut input()),
+            made(&mut input(), &ELF),
+            made(&mut input(), &MULTIBOOT_ELF),
+            made(&mut input(), &MULTIBOOT_FLAT),
+        ];
+        for file in files {
             let kernel = KernelImage::from_bytes(file, "made").expect("a kernel");
             let map = MemoryMap::new(RAM).expect("a legal size");
             let ram = GuestRam::new(&map.ram_layout()).expect("32 MiB");
-            boot::load(&ram, &kernel, None, "", &map, 0).expect("loads");
+            boot::load(&ram, &kernel, &Payload::default(), &map, 0).expect("loads");
         }
     }
 }

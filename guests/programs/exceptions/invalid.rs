@@ -15,6 +15,37 @@ pub fn run(t: &mut Report) {
     registers(t);
     vex(t);
     length(t);
+    hints(t);
+}
+
+/// Opcodes that processors without a feature take for NOPs (SDM vol. 2B, "NOP" and "RDSSP"), so
+/// that programs may ask with them.
+fn hints(t: &mut Report) {
+    const SHADOW_STACKS: u32 = 1 << 7;
+    if cpu::cpuid(7, 0).ecx & SHADOW_STACKS == 0 {
+        let rdssp = snippet!(".byte 0xf3, 0x48, 0x0f, 0x1e, 0xc8"); // rdsspq rax
+        let rdssp32 = snippet!(".byte 0xf3, 0x0f, 0x1e, 0xc8"); // rdsspd eax
+        for (name, code) in [("rdsspq", rdssp), ("rdsspd", rdssp32)] {
+            let trap = code.at(Mode::Kernel64).rax(0x1234_5678_9abc_def0).run();
+            let got = (trap.outcome(), trap.regs.rax);
+            t.eq(
+                format_args!("{name} without shadow stacks"),
+                got,
+                (Outcome::Done, 0x1234_5678_9abc_def0),
+            );
+        }
+    } else {
+        t.skip("rdssp without shadow stacks", "there are some");
+    }
+    let mut table = t.table("hint NOPs");
+    for opcode in 0x19u8..=0x1f {
+        for mode in [Mode::Kernel64, Mode::User64, Mode::User32] {
+            // MPX and CLDEMOTE change no register either. A memory operand is not accessed.
+            let outcome = bytes(&[0x0f, opcode, 0x00]).at(mode).rax(8).outcome();
+            table.eq(format_args!("0f {opcode:#x} {mode:?}"), outcome, Outcome::Done);
+        }
+    }
+    table.finish();
 }
 
 fn opcodes(t: &mut Report) {

@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::io::Write;
 
-use boot::{BootError, EntryState, Initrd, KernelImage};
+use boot::{BootError, EntryState, Initrd, KernelImage, Payload};
 
+use crate::multiboot;
 use crate::sample::{
     ELF_DATA, ELF_NOTE, ELF_TEXT, Guest, MIB, Program, Random, bzimage, bzimage_but, elf,
     elf_parts, field, initrd, note, put, pvh_notes,
 };
 
 /// The message is one line that names the file and a way out.
-fn assert_clear(error: &BootError) {
+pub fn assert_clear(error: &BootError) {
     let text = error.to_string();
     assert!(!text.contains('\n') && text.contains(';'), "{text}");
     assert!(text.starts_with(|c: char| c.is_ascii_lowercase()), "{text}");
@@ -78,7 +79,7 @@ fn a_file_that_shrinks_is_an_error() {
     let kernel = KernelImage::open(file.try_clone().unwrap(), "vmlinuz").unwrap();
     file.set_len(0x1000).unwrap();
     let guest = Guest::new(64 * MIB);
-    let error = boot::load(&guest.ram, &kernel, None, "", &guest.map, 0).unwrap_err();
+    let error = boot::load(&guest.ram, &kernel, &Payload::default(), &guest.map, 0).unwrap_err();
     assert!(matches!(error, BootError::Read { .. }), "{error}");
     assert_clear(&error);
 }
@@ -147,7 +148,8 @@ fn an_initrd_that_does_not_fit_says_what_does() {
     let guest = Guest::new(4 << 30);
     for kernel in [bzimage(), elf()] {
         let kernel = KernelImage::from_bytes(kernel, "k").unwrap();
-        let error = boot::load(&guest.ram, &kernel, Some(&huge), "", &guest.map, 0).unwrap_err();
+        let payload = Payload { initrd: Some(&huge), ..Payload::default() };
+        let error = boot::load(&guest.ram, &kernel, &payload, &guest.map, 0).unwrap_err();
         assert!(matches!(error, BootError::InitrdTooBig { .. }), "{error}");
     }
 }
@@ -211,11 +213,9 @@ fn elf_files_for_other_machines_are_refused() {
     assert_refused(elf_but(4, &[1]), "32-bit");
     assert_refused(elf_but(0x10, &1_u16.to_le_bytes()), "kernel module");
     assert_refused(elf_but(0x10, &4_u16.to_le_bytes()), "core dump");
-    let mut multiboot = elf_but(4, &[1]);
-    put(&mut multiboot, 0x12, &3_u16.to_le_bytes());
-    assert_refused(multiboot.clone(), "32-bit x86");
-    put(&mut multiboot, 0x1000, &0x1bad_b002_u32.to_le_bytes());
-    assert_refused(multiboot, "multiboot");
+    let mut i386 = elf_but(4, &[1]);
+    put(&mut i386, 0x12, &3_u16.to_le_bytes());
+    assert_refused(i386, "32-bit x86");
 }
 
 #[test]
@@ -318,6 +318,12 @@ fn load_mutations(file: &[u8], hot: std::ops::Range<usize>, seed: u64) -> (u32, 
                 assert!((MIB..64 * MIB).contains(&u64::from(entry)), "round {round}");
                 assert_eq!(guest.bytes(guest.u64(module), 6), b"070701");
             }
+            Ok(EntryState::Multiboot { entry, info }) => {
+                good += 1;
+                let module = u64::from(guest.u32(u64::from(info) + 24));
+                assert!((0x600..64 * MIB).contains(&u64::from(entry)), "round {round}");
+                assert_eq!(guest.bytes(u64::from(guest.u32(module)), 6), b"070701");
+            }
             Ok(other) => panic!("{other:?}"),
             Err(error) => {
                 bad += 1;
@@ -331,7 +337,13 @@ fn load_mutations(file: &[u8], hot: std::ops::Range<usize>, seed: u64) -> (u32, 
 
 #[test]
 fn mutated_kernels_never_panic() {
-    for (file, hot) in [(bzimage(), 0x1f0..0x270), (elf(), 0..0x240)] {
+    let files = [
+        (bzimage(), 0x1f0..0x270),
+        (elf(), 0..0x240),
+        (multiboot::elf32(), 0..0x140),
+        (multiboot::flat(), 0..0x60),
+    ];
+    for (file, hot) in files {
         let (good, bad) = load_mutations(&file, hot, 0x5eed_0001);
         assert!(good > 100 && bad > 100, "the mutations test nothing: {good} good, {bad} bad");
     }

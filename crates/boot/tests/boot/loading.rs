@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 
-use boot::{E820Entry, E820Kind, EntryState, KernelImage, KernelKind, MemoryMap};
+use boot::{E820Entry, E820Kind, EntryState, KernelImage, KernelKind, MemoryMap, Payload};
 use engine::{RunState, VcpuState};
 use lapic::{LocalApic, LocalApicConfig};
 use x86::cr::{cr0, cr4, efer, rflags};
@@ -28,7 +28,7 @@ fn zero_page_e820(guest: &Guest, zero_page: u64) -> Vec<(u64, u64, u32)> {
     (0..u64::from(count)).map(entry).collect()
 }
 
-fn expected_map(guest: &Guest) -> Vec<(u64, u64, u32)> {
+pub fn expected_map(guest: &Guest) -> Vec<(u64, u64, u32)> {
     let tuple = |e: E820Entry| (e.addr, e.len, if e.kind == E820Kind::Usable { 1 } else { 2 });
     guest.map.e820().into_iter().map(tuple).collect()
 }
@@ -166,7 +166,7 @@ fn the_first_4_gib_are_mapped_one_to_one() {
 }
 
 /// A boot processor after reset, as far as matters here (SDM vol. 3A table 10-1).
-fn reset_state() -> VcpuState {
+pub fn reset_state() -> VcpuState {
     VcpuState {
         general: engine::General { rip: 0xfff0, rflags: 2, ..Default::default() },
         segments: Default::default(),
@@ -182,7 +182,7 @@ fn reset_state() -> VcpuState {
 }
 
 /// Checks that the hidden part of a segment is what the descriptor table in memory says.
-fn assert_descriptor(guest: &Guest, state: &VcpuState, segment: x86::segment::Segment) {
+pub fn assert_descriptor(guest: &Guest, state: &VcpuState, segment: x86::segment::Segment) {
     let at = state.segments.gdtr.base + u64::from(segment.selector & !7);
     assert!(u64::from(segment.selector | 7) <= u64::from(state.segments.gdtr.limit));
     let raw = guest.u64(at);
@@ -250,7 +250,7 @@ fn a_file_is_read_wherever_its_position_is() {
     assert_eq!((kernel.kind(), kernel.name()), (KernelKind::BzImage, "vmlinuz"));
     let guest = Guest::new(64 * MIB);
     for _ in 0..2 {
-        boot::load(&guest.ram, &kernel, None, "", &guest.map, guest.rsdp).unwrap();
+        boot::load(&guest.ram, &kernel, &Payload::default(), &guest.map, guest.rsdp).unwrap();
         assert_eq!(guest.bytes(KERNEL_ADDRESS, KERNEL_LEN), bzimage()[KERNEL_OFFSET..]);
     }
 }

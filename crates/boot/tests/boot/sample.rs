@@ -2,7 +2,7 @@
 
 use memory::{Gpa, GuestRam};
 
-use boot::{BootError, EntryState, Initrd, KernelImage, MemoryMap, acpi};
+use boot::{BootError, EntryState, Initrd, KernelImage, MemoryMap, Module, Payload, acpi};
 
 pub const MIB: u64 = 1 << 20;
 /// Offset of the protected-mode part of [`bzimage`].
@@ -181,7 +181,28 @@ impl Guest {
     ) -> Result<EntryState, BootError> {
         let kernel = KernelImage::from_bytes(kernel, "vmlinuz")?;
         let initrd = initrd.map(|bytes| Initrd::from_bytes(bytes, "initrd.img")).transpose()?;
-        boot::load(&self.ram, &kernel, initrd.as_ref(), cmdline, &self.map, self.rsdp)
+        let payload = Payload { initrd: initrd.as_ref(), cmdline, ..Payload::default() };
+        boot::load(&self.ram, &kernel, &payload, &self.map, self.rsdp)
+    }
+
+    pub fn load_with_modules(
+        &self,
+        kernel: Vec<u8>,
+        modules: &[Module],
+        cmdline: &str,
+    ) -> Result<EntryState, BootError> {
+        let kernel = KernelImage::from_bytes(kernel, "boot/my kernel")?;
+        let payload = Payload { modules, cmdline, ..Payload::default() };
+        boot::load(&self.ram, &kernel, &payload, &self.map, self.rsdp)
+    }
+
+    /// The string at `gpa`, which a zero ends.
+    pub fn string(&self, gpa: u32) -> String {
+        let bytes: Vec<u8> = (u64::from(gpa)..)
+            .map(|at| self.bytes(at, 1)[0])
+            .take_while(|byte| *byte != 0)
+            .collect();
+        String::from_utf8(bytes).unwrap()
     }
 
     pub fn bytes(&self, gpa: u64, len: usize) -> Vec<u8> {

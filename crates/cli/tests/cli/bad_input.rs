@@ -46,7 +46,6 @@ fn what_later_versions_do_is_refused_by_name() {
         &["--disk", "disk.img,overlay"][..],
         &["--disk", "disk.img,format=qcow2"],
         &["--net", "user"],
-        &["--module", "x"],
         &["--gdb", "localhost:1"],
         &["--cpus", "2"],
         &["--platform", "xen-pvh"],
@@ -59,6 +58,22 @@ fn what_later_versions_do_is_refused_by_name() {
     }
     let accepted = kernel.run(&["--net", "none", "--name", "x", "--ephemeral", "--cpus", "1"]);
     assert_eq!(accepted.status.code(), Some(0), "{}", stderr(&accepted));
+}
+
+#[test]
+fn modules_that_cannot_be() {
+    let kernel = Kernel::new(&guests::power_off());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("module");
+    let module = path.display().to_string();
+    let refused = |value: &str, named: &[&str]| {
+        assert_refused(&kernel.run(&["--module", value]), 1, &[&[module.as_str()], named].concat());
+    };
+    refused(&format!("{module} its arguments"), &["No such file", "--module"]);
+    fs::write(&path, "").unwrap();
+    refused(&module, &["is empty"]);
+    fs::write(&path, "content").unwrap();
+    refused(&format!("{module} its arguments"), &["no multiboot kernel"]);
 }
 
 #[test]

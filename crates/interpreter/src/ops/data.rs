@@ -171,7 +171,8 @@ fn mfence(_cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
     Ok(())
 }
 
-/// NOP, prefetches, LFENCE, SFENCE, ENDBR: no effect that a guest could see here.
+/// NOP, prefetches, LFENCE, SFENCE, ENDBR, CLDEMOTE, RDSSP without shadow stacks: no effect that a
+/// guest could see here.
 pub(crate) fn nop(_cpu: &mut Cpu, _op: &Op, _bus: Bus<'_>) -> Step {
     Ok(())
 }
@@ -248,6 +249,9 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Exec> {
         | M::Sfence
         | M::Endbr64
         | M::Endbr32
+        | M::Cldemote
+        | M::Rdsspd
+        | M::Rdsspq
         | M::Prefetchnta
         | M::Prefetcht0
         | M::Prefetcht1
