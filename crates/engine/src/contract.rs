@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use device::StopCause;
-use lapic::Mailbox;
+use lapic::{LocalApic, LocalApicConfig, Mailbox};
 use memory::GuestRam;
 use serde::Serialize;
 use thiserror::Error;
@@ -51,6 +51,16 @@ pub struct VcpuConfig {
     pub mailbox: Arc<Mailbox>,
     /// Where the VM's vCPUs meet.
     pub rendezvous: Arc<Rendezvous>,
+}
+
+impl VcpuConfig {
+    /// The only vCPU of a VM, with APIC id 0.
+    pub fn alone(profile: Arc<CpuProfile>, ram: Arc<GuestRam>) -> Self {
+        let apic = LocalApic::new(LocalApicConfig::default());
+        let mailbox = Arc::new(Mailbox::new(apic.destination()));
+        let rendezvous = Arc::new(Rendezvous::new(std::slice::from_ref(&mailbox)));
+        Self { index: 0, apic_id: 0, profile, ram, mailbox, rendezvous }
+    }
 }
 
 /// A way to execute guest code.

@@ -21,6 +21,7 @@ mod profile;
 mod rendezvous;
 mod speculation;
 mod state;
+pub mod testing;
 mod tsc;
 
 pub use bus::{CpuBus, HypercallFrame};

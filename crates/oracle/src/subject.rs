@@ -6,12 +6,11 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use device::{Answer, GuestClock, Nanos, StopCause, Width};
+use device::{Answer, StopCause};
+use engine::testing::EmptyBus;
 use engine::{
-    CpuBus, CpuProfile, Engine, EngineError, HypercallFrame, Kick, Level, Vcpu, VcpuConfig,
-    VcpuExit, VcpuState, Vendor,
+    CpuProfile, Engine, EngineError, Kick, Level, Vcpu, VcpuConfig, VcpuExit, VcpuState, Vendor,
 };
-use lapic::{ApicMode, DestinationInfo, Ipi, Mailbox};
 use memory::{GuestRam, MemoryError};
 use x86::cpuid::Feature;
 
@@ -65,7 +64,7 @@ pub struct VcpuSubject {
     ram: Arc<GuestRam>,
     state: VcpuState,
     memory: Box<Memory>,
-    bus: HandlerPorts,
+    bus: EmptyBus,
 }
 
 impl VcpuSubject {
@@ -78,23 +77,8 @@ impl VcpuSubject {
         let host = |feature: Feature| host_has(feature);
         let profile = Arc::new(CpuProfile::new(Level::V3, Vendor::Intel, TSC_KHZ, &host)?);
         let ram = Arc::new(GuestRam::new(&[(0, supervisor::RAM_SIZE)])?);
-        let destination = DestinationInfo {
-            apic_id: 0,
-            mode: ApicMode::Xapic,
-            software_enabled: false,
-            logical_id: 0,
-            cluster: false,
-            priority: 0,
-        };
-        let mut vcpu = engine.create_vcpu(VcpuConfig {
-            index: 0,
-            apic_id: 0,
-            profile,
-            ram: Arc::clone(&ram),
-            mailbox: Arc::new(Mailbox::new(destination)),
-            rendezvous: Arc::new(engine::Rendezvous::new(&[])),
-        })?;
-        let bus = HandlerPorts;
+        let mut vcpu = engine.create_vcpu(VcpuConfig::alone(profile, Arc::clone(&ram)))?;
+        let bus = HANDLER_PORTS;
         let power_on = vcpu.save(&bus)?;
         let state = supervisor::install(&ram, power_on)?;
         let memory = vec![0; MEMORY].into_boxed_slice();
@@ -221,55 +205,6 @@ impl Watchdog {
 
 /// A bus on which every port stops the vCPU and tells its number: the exception handlers write to
 /// the port of their vector. There is nothing else.
-#[derive(Debug)]
-struct HandlerPorts;
-
-impl CpuBus for HandlerPorts {
-    fn port_read(&self, _port: u16, width: Width) -> Answer<u32> {
-        Answer::Done(width.mask())
-    }
-
-    fn port_write(&self, port: u16, _width: Width, _value: u32) -> Answer<()> {
-        Answer::StopAfterInstruction((), StopCause::DebugExit { value: port as u8 })
-    }
-
-    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) -> Answer<()> {
-        data.fill(0xff);
-        Answer::Done(())
-    }
-
-    fn mmio_write(&self, _gpa: u64, _data: &[u8]) -> Answer<()> {
-        Answer::Done(())
-    }
-
-    fn msr_read(&self, _vcpu: u32, _msr: u32) -> Answer<u64> {
-        Answer::Fault
-    }
-
-    fn msr_write(&self, _vcpu: u32, _msr: u32, _value: u64) -> Answer<()> {
-        Answer::Fault
-    }
-
-    fn hypercall(&self, _vcpu: u32, _frame: &mut HypercallFrame) -> Answer<()> {
-        Answer::Fault
-    }
-
-    fn send_ipi(&self, _from: u32, _ipi: Ipi) {}
-
-    fn end_of_interrupt(&self, _vector: u8) {}
-
-    fn acknowledge_extint(&self) -> u8 {
-        0
-    }
-
-    fn clock(&self) -> &dyn GuestClock {
-        self
-    }
-}
-
-impl GuestClock for HandlerPorts {
-    /// Time stands still: no case depends on it.
-    fn now(&self) -> Nanos {
-        0
-    }
-}
+const HANDLER_PORTS: EmptyBus = EmptyBus::with_ports(|port, _| {
+    Answer::StopAfterInstruction((), StopCause::DebugExit { value: port as u8 })
+});

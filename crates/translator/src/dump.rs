@@ -9,7 +9,6 @@ use std::sync::Arc;
 use engine::{CpuProfile, EngineError, Level, ProfileError, VcpuConfig, Vendor};
 use iced_x86::{Decoder, DecoderOptions, FastFormatter, FlowControl, InstructionInfoFactory};
 use interpreter::InterpreterVcpu;
-use lapic::{LocalApic, LocalApicConfig, Mailbox};
 use memory::GuestRam;
 
 use crate::cache::CodeCache;
@@ -108,15 +107,8 @@ impl Workbench {
     pub(crate) fn new() -> Result<Self, EngineError> {
         let host = |cause: String| EngineError::Host { engine: crate::NAME, cause };
         let profile = profile().map_err(|e| host(e.to_string()))?;
-        let apic = LocalApic::new(LocalApicConfig::default());
-        let interpreter = InterpreterVcpu::new(VcpuConfig {
-            index: 0,
-            apic_id: 0,
-            profile: Arc::new(profile),
-            ram: Arc::new(GuestRam::new(&[(0, 1 << 20)]).map_err(|e| host(e.to_string()))?),
-            mailbox: Arc::new(Mailbox::new(apic.destination())),
-            rendezvous: Arc::new(engine::Rendezvous::new(&[])),
-        })?;
+        let ram = Arc::new(GuestRam::new(&[(0, 1 << 20)]).map_err(|e| host(e.to_string()))?);
+        let interpreter = InterpreterVcpu::new(VcpuConfig::alone(Arc::new(profile), ram))?;
         let mut cache = CodeCache::new(2 * MAX_BLOCK_BYTES).map_err(|e| host(e.to_string()))?;
         let glue = Glue::emit(&mut cache);
         let base = cache.next();

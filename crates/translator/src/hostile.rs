@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use device::{Answer, GuestClock, Nanos, StopCause, Width};
+use device::{Answer, StopCause};
 use dynasmrt::{DynasmApi, dynasm};
-use engine::{CpuBus, HypercallFrame, Vcpu, VcpuConfig, VcpuExit, VcpuState};
+use engine::testing::EmptyBus;
+use engine::{Vcpu, VcpuConfig, VcpuExit, VcpuState};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use interpreter::AccessMode;
-use lapic::{Ipi, LocalApic, LocalApicConfig, Mailbox};
 use memory::{Gpa, GuestRam};
 use x86::cr::{cr0, cr4, efer, xcr0};
 use x86::segment::{Segment, seg};
@@ -208,18 +208,10 @@ impl Prison {
         let mut canaries = vec![canary(), canary()];
         let ram = Arc::new(GuestRam::new(&[(0, size)]).unwrap());
         canaries.extend([canary(), canary()]);
-        let apic = LocalApic::new(LocalApicConfig::default());
-        let config = VcpuConfig {
-            index: 0,
-            apic_id: 0,
-            profile: Arc::new(profile().unwrap()),
-            ram: Arc::clone(&ram),
-            mailbox: Arc::new(Mailbox::new(apic.destination())),
-            rendezvous: Arc::new(engine::Rendezvous::new(&[])),
-        };
+        let config = VcpuConfig::alone(Arc::new(profile().unwrap()), Arc::clone(&ram));
         let options = Options { cache_bytes: 1 << 20, ..Options::default() };
         let mut vcpu = TranslatorVcpu::new(config, &options).unwrap();
-        let power_on = vcpu.save(&Nothing).unwrap();
+        let power_on = vcpu.save(&BUS).unwrap();
         vcpu.canary_stack().fill(CANARY);
         Self { vcpu, ram, canaries, power_on }
     }
@@ -297,8 +289,8 @@ impl Prison {
     fn run(&mut self, random: &mut Random, state: &VcpuState) {
         let budget = (random.below(3) == 0).then(|| 1 + random.below(300));
         self.vcpu.set_budget(budget);
-        self.vcpu.restore(state, &Nothing).unwrap();
-        let exit = self.vcpu.run(&Nothing).unwrap();
+        self.vcpu.restore(state, &BUS).unwrap();
+        let exit = self.vcpu.run(&BUS).unwrap();
         let known = matches!(
             exit,
             VcpuExit::TripleFault(_) | VcpuExit::BudgetSpent | VcpuExit::Paused | VcpuExit::Stop(_)
@@ -501,55 +493,7 @@ fn code_that_a_device_changes_meanwhile_changes_nothing_outside_guest_ram() {
     thread.join().unwrap();
 }
 
-/// A bus without devices.
-struct Nothing;
-
-impl GuestClock for Nothing {
-    /// Time stands still: nothing here depends on it.
-    fn now(&self) -> Nanos {
-        0
-    }
-}
-
-impl CpuBus for Nothing {
-    fn port_read(&self, _port: u16, width: Width) -> Answer<u32> {
-        Answer::Done(width.mask())
-    }
-
-    fn port_write(&self, port: u16, _width: Width, _value: u32) -> Answer<()> {
-        Answer::StopAfterInstruction((), StopCause::DebugExit { value: port as u8 })
-    }
-
-    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) -> Answer<()> {
-        data.fill(0xff);
-        Answer::Done(())
-    }
-
-    fn mmio_write(&self, _gpa: u64, _data: &[u8]) -> Answer<()> {
-        Answer::Done(())
-    }
-
-    fn msr_read(&self, _vcpu: u32, _msr: u32) -> Answer<u64> {
-        Answer::Fault
-    }
-
-    fn msr_write(&self, _vcpu: u32, _msr: u32, _value: u64) -> Answer<()> {
-        Answer::Fault
-    }
-
-    fn hypercall(&self, _vcpu: u32, _frame: &mut HypercallFrame) -> Answer<()> {
-        Answer::Fault
-    }
-
-    fn send_ipi(&self, _from: u32, _ipi: Ipi) {}
-
-    fn end_of_interrupt(&self, _vector: u8) {}
-
-    fn acknowledge_extint(&self) -> u8 {
-        0
-    }
-
-    fn clock(&self) -> &dyn GuestClock {
-        self
-    }
-}
+/// A bus without devices; writes to ports end the run.
+const BUS: EmptyBus = EmptyBus::with_ports(|port, _| {
+    Answer::StopAfterInstruction((), StopCause::DebugExit { value: port as u8 })
+});

@@ -33,10 +33,10 @@ impl Lockstep<'_> {
         let start = self.skipped(plan);
         let mut pair = self.pair_with(&pursuit, start.as_ref(), KICK);
         let before = pair.subject.console.text().len();
-        let deadline = Instant::now() + plan.limit;
+        let begun = Instant::now();
         let mut segment = 0;
         let mut end = None;
-        while end.is_none() && Instant::now() < deadline {
+        while end.is_none() && !plan.is_over(begun, pair.retired) {
             end = pair.segment(plan, segment, &pursuit).map_err(|differences| {
                 let executed = Vec::new();
                 Divergence { step: segment, memory_equal_at: None, differences, executed }

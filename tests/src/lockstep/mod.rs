@@ -70,8 +70,18 @@ pub struct Plan {
     pub longest: u64,
     /// Whether code pages are made stale now and then.
     pub disturb: bool,
-    /// Host time after which it is enough.
+    /// Host time after which it is enough, when at least `least` instructions have been executed;
+    /// ten times as much is enough in any case.
     pub limit: Duration,
+    /// See `limit`.
+    pub least: u64,
+}
+
+impl Plan {
+    fn is_over(&self, begun: Instant, executed: u64) -> bool {
+        let spent = begun.elapsed();
+        spent >= self.limit && (executed >= self.least || spent >= self.limit * 10)
+    }
 }
 
 /// What two machines did that did not differ.
@@ -238,7 +248,7 @@ impl Pair {
         // All of memory is some milliseconds' work: as much as some million instructions.
         const MEMORY_EVERY: u64 = 16_000_000;
         let before = self.subject.console.text().len();
-        let deadline = Instant::now() + plan.limit;
+        let begun = Instant::now();
         let mut memory_equal_at = None;
         let mut compared_at = 0;
         let mut step = 0;
@@ -247,7 +257,7 @@ impl Pair {
                 found.memory_equal_at = memory_equal_at;
                 found
             })?;
-            let over = ended.is_some() || Instant::now() >= deadline;
+            let over = ended.is_some() || plan.is_over(begun, self.retired);
             if over || self.retired - compared_at >= MEMORY_EVERY {
                 compared_at = self.retired;
                 let differences = self.compare_memory();
