@@ -136,7 +136,7 @@ pub struct RunArgs {
     )]
     pub memory: u64,
 
-    /// Virtual CPUs; only 1 is supported yet
+    /// Virtual CPUs, 1 to 64: each is a thread of the host
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub cpus: u32,
 

@@ -63,7 +63,7 @@ impl Repository {
 type Check = fn(&Repository) -> Vec<Problem>;
 
 /// Every check, by the name it reports under.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 12] = [
     ("layers", layers::check),
     ("lints", sources::lints),
     ("unsafe policy", sources::unsafe_policy),
@@ -74,6 +74,7 @@ const CHECKS: [(&str, Check); 11] = [
     ("unused dependencies", dependencies::unused),
     ("documented dependencies", dependencies::documented),
     ("machine paths and registries", texts::machine_names),
+    ("merge conflicts", texts::conflicts),
     ("links", texts::links),
 ];
 

@@ -1,4 +1,5 @@
-//! Checks of every text file: nothing of one machine in it, and links that lead somewhere.
+//! Checks of every text file: nothing of one machine in it, no merge left half-done, and links that
+//! lead somewhere.
 
 use std::path::Path;
 
@@ -36,6 +37,22 @@ fn names_in(file: &SourceFile) -> Vec<Problem> {
     problems
 }
 
+/// What a merge leaves in a file where both sides changed the same lines.
+pub(super) fn conflicts(repository: &Repository) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for file in &repository.files {
+        for (index, _) in file.text.lines().enumerate().filter(|(_, line)| is_marker(line)) {
+            problems.push(format!("{}:{}: a merge conflict is left here", file.path, index + 1));
+        }
+    }
+    problems
+}
+
+fn is_marker(line: &str) -> bool {
+    ["<<<<<<< ", ">>>>>>> ", "||||||| "].iter().any(|marker| line.starts_with(marker))
+        || line == "======="
+}
+
 /// Relative links of Markdown files lead to files.
 pub(super) fn links(repository: &Repository) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -64,6 +81,12 @@ fn targets(text: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn conflict_markers_are_found() {
+        let text = "a\n<<<<<<< HEAD\nb\n=======\nc\n>>>>>>> main\n << d\n=====\n";
+        assert_eq!(text.lines().filter(|line| is_marker(line)).count(), 3);
+    }
 
     #[test]
     fn links_to_files_are_found() {
