@@ -9,8 +9,8 @@ use interpreter::condition_number;
 
 use crate::allow::Access;
 use crate::context::at;
-use crate::emit::R8;
-use crate::plan::Planned;
+use crate::emit::{HostMemory, R8, R9};
+use crate::plan::{Planned, Use};
 use crate::registers::HOST_RCX_OF_GUEST;
 use crate::translate::{Cold, Flow, PAGE, Translator};
 
@@ -81,15 +81,18 @@ impl Translator<'_> {
             }
             _ => None,
         };
-        self.check_push(planned);
+        let slot = self.check_push(planned);
         if let Some(target) = direct
             && (0..PAGE as i64).contains(&target)
         {
-            self.push_return_address(next);
+            self.push_return_address(slot, next)?;
             self.emit.chain(self.executed + 1, target as u32);
             return Some(Flow::Ends);
         }
-        dynasm!(self.emit.code ; .arch x64 ; mov [BYTE rsp + at::TEMPORARY], r9);
+        if planned.stack == Use::Single {
+            self.emit.address_of(R9, slot)?;
+            dynasm!(self.emit.code ; .arch x64 ; mov [BYTE rsp + at::TEMPORARY], r9);
+        }
         match (direct, instruction.op0_kind()) {
             (Some(target), _) => self.emit.page_plus(target as i32),
             (None, OpKind::Register) => {
@@ -99,33 +102,40 @@ impl Translator<'_> {
             _ => dynasm!(self.emit.code ; .arch x64 ; mov r8, [BYTE rsp + target_slot]),
         }
         self.emit.find_target();
-        dynasm!(self.emit.code ; .arch x64
-            ; mov rcx, [BYTE rsp + at::PAGE]
-            ; lea rcx, [rcx + next]
-            ; mov r8, [BYTE rsp + at::TEMPORARY]
-            ; mov [BYTE r11 + r8 - 8], rcx
-            ; lea r11, [r11 - 8]
-        );
+        let displacement = match planned.stack.kept() {
+            Some(kept) => {
+                self.emit.held.lose_all();
+                self.emit.use_group(kept, R8);
+                kept.distance
+            }
+            None => {
+                dynasm!(self.emit.code ; .arch x64 ; mov r8, [BYTE rsp + at::TEMPORARY]);
+                0
+            }
+        };
+        self.push_return_address(HostMemory { base: R8, linear: false, displacement }, next)?;
         self.emit.jump_found();
         Some(Flow::Ends)
     }
 
-    /// Stores the return address at the checked slot and moves RSP.
-    fn push_return_address(&mut self, next: i32) {
+    /// Stores the return address at the checked `slot` and moves RSP.
+    fn push_return_address(&mut self, slot: HostMemory, next: i32) -> Option<()> {
+        let address = slot.spare();
         dynasm!(self.emit.code ; .arch x64
-            ; mov rcx, [BYTE rsp + at::PAGE]
-            ; lea rcx, [rcx + next]
-            ; mov [BYTE r11 + r9 - 8], rcx
-            ; lea r11, [r11 - 8]
+            ; mov Rq(address), [BYTE rsp + at::PAGE]
+            ; lea Rq(address), [Rq(address) + next]
         );
+        self.emit.store(slot, address)?;
+        dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 - 8]);
+        Some(())
     }
 
     pub(crate) fn ret(&mut self, planned: &Planned) -> Option<Flow> {
         let instruction = &planned.instruction;
         let released =
             if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
-        self.check_stack(planned, 0, Access::Read);
-        dynasm!(self.emit.code ; .arch x64 ; mov r8, [r11 + r9]);
+        let slot = self.check_stack(planned, 0, Access::Read);
+        self.emit.load(R8, slot, true)?;
         self.emit.find_target();
         match released {
             0 => dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 + 8]),
@@ -177,6 +187,7 @@ impl Translator<'_> {
     }
 
     pub(crate) fn emit_cold(&mut self) {
+        self.emit.held.lose_all();
         for Cold { label, executed, target, offset, site } in std::mem::take(&mut self.cold) {
             dynasm!(self.emit.code ; .arch x64 ; =>label);
             // Until the jump it is as if the branch had not been executed: it may be begun anew.

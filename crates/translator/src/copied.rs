@@ -2,14 +2,14 @@
 //! few others.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::allow::{Access, atomic_alignment, gives_index};
-use crate::emit::{R8, R9, RCX};
+use crate::emit::{HostMemory, R8, R9, RCX};
 use crate::plan::{Planned, Use};
 use crate::records::{Checked, Sharing};
-use crate::registers::{HOST_RCX_OF_GUEST, Home, home, is_high_byte, sized};
-use crate::translate::{Flow, Translator};
+use crate::registers::{HOST_RCX_OF_GUEST, Home, SCRATCH, home, is_high_byte, sized};
+use crate::translate::{Flow, Translator, slotted};
 
 const RBP: u8 = 5;
 
@@ -24,6 +24,7 @@ impl Translator<'_> {
         let mut mapped = *instruction;
         mapped.set_segment_prefix(Register::None);
         let mut slots: Vec<(u8, u8)> = Vec::new();
+        let mut free = free.to_vec();
         for operand in 0..instruction.op_count() {
             if instruction.op_kind(operand) != OpKind::Register {
                 continue;
@@ -41,7 +42,12 @@ impl Translator<'_> {
                 Home::Slot => match slots.iter().find(|(guest, _)| *guest == number) {
                     Some((_, scratch)) => *scratch,
                     None => {
-                        let scratch = *free.get(slots.len())?;
+                        let held = self.emit.held.find_guest(number);
+                        let at = free.iter().position(|scratch| Some(*scratch) == held);
+                        if free.is_empty() {
+                            return None;
+                        }
+                        let scratch = free.remove(at.unwrap_or(0));
                         slots.push((number, scratch));
                         scratch
                     }
@@ -60,28 +66,27 @@ impl Translator<'_> {
         }
         let memory = has_memory(instruction);
         let by_cl = uses_cl_as_count(instruction);
-        let free: &[u8] = match (memory, by_cl) {
-            (false, false) => &[RCX, R8, R9],
-            (false, true) => &[R8, R9],
-            (true, false) => &[RCX],
-            (true, true) => &[],
-        };
-        let (mut mapped, slots) = self.map_registers(instruction, free)?;
+        let allowed: &[u8] = if by_cl { &[R9, R8] } else { &SCRATCH };
+        let place = memory.then(|| self.place(planned, allowed));
+        let free = self.free(allowed, place);
+        let (mut mapped, slots) = self.map_registers(instruction, &free)?;
         if by_cl {
             let last = instruction.op_count() - 1;
             mapped.set_op_register(last, Register::CL);
         }
-        if memory {
-            replace_memory(&mut mapped, planned);
+        if let Some(place) = place {
+            place.replace(&mut mapped);
         }
         let bytes = self.emit.encode(&mapped)?;
-        if memory {
+        if let Some(place) = place {
             let len = instruction.memory_size().size() as u16;
             let alignment = atomic_alignment(instruction);
-            self.check_operand(planned, Checked { access, len, alignment, group: Sharing::Alone })?;
+            let checked = Checked { access, len, alignment, group: Sharing::Alone };
+            self.check_operand(planned, checked, place)?;
         }
         if by_cl {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
+            self.emit.held.lose(RCX);
         }
         self.copy(instruction, &bytes, &slots);
         Some(Flow::Next)
@@ -106,21 +111,20 @@ impl Translator<'_> {
         let mut mapped = *instruction;
         mapped.set_segment_prefix(Register::None);
         if memory {
-            replace_memory(&mut mapped, planned);
-            mapped.set_memory_base(Register::RCX);
-            mapped.set_memory_index(Register::None);
-            mapped.set_memory_displ_size(0);
-            mapped.set_memory_displacement64(0);
+            HostMemory { base: RCX, linear: false, displacement: 0 }.replace(&mut mapped);
         }
         let bytes = self.emit.encode(&mapped)?;
         if memory {
             let len = instruction.memory_size().size() as u16;
             let alignment = atomic_alignment(instruction);
-            self.check_operand(planned, Checked { access, len, alignment, group: Sharing::Alone })?;
-            self.operand_address(planned)?;
+            let checked = Checked { access, len, alignment, group: Sharing::Alone };
+            let place = self.place(planned, &SCRATCH);
+            self.check_operand(planned, checked, place)?;
+            self.emit.address_of(RCX, place)?;
         } else if uses_rcx {
             dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
         }
+        self.emit.held.lose(RCX);
         self.emit.bytes(&bytes);
         if uses_rcx && self.written_registers(instruction) >> 1 & 1 != 0 {
             dynasm!(self.emit.code ; .arch x64 ; mov Rq(HOST_RCX_OF_GUEST), rcx);
@@ -128,37 +132,44 @@ impl Translator<'_> {
         Some(Flow::Next)
     }
 
-    /// The host address of a checked memory operand into RCX.
-    fn operand_address(&mut self, planned: &Planned) -> Option<()> {
-        let memory = host_memory(planned);
-        let operand = MemoryOperand::new(
-            memory.base,
-            Register::R9,
-            1,
-            i64::from(memory.displacement),
-            u32::from(memory.displacement != 0),
-            false,
-            Register::None,
-        );
-        let lea = Instruction::with2(Code::Lea_r64_m, Register::RCX, operand).ok()?;
-        let bytes = self.emit.encode(&lea)?;
-        self.emit.bytes(&bytes);
-        Some(())
+    /// Where the explicit memory operand is to be when it has been checked, with the use of
+    /// scratch registers of `allowed` only.
+    fn place(&mut self, planned: &Planned, allowed: &[u8]) -> HostMemory {
+        match planned.operand.kept() {
+            Some(kept) => self.group_place(planned.operand, kept, allowed),
+            None if count_slotted(&planned.instruction) + 2 <= allowed.len() => HostMemory::CHECKED,
+            None => HostMemory { base: R9, linear: false, displacement: 0 },
+        }
     }
 
-    /// Checks the explicit memory operand, which is then where [`replace_memory`] says.
-    fn check_operand(&mut self, planned: &Planned, checked: Checked) -> Option<()> {
+    /// The scratch registers of `allowed` that a memory operand at `place` leaves free.
+    fn free(&mut self, allowed: &[u8], place: Option<HostMemory>) -> Vec<u8> {
+        let taken = |register| match place {
+            Some(place) => register == place.base || place.linear && register == R9,
+            None => false,
+        };
+        let free: Vec<u8> = allowed.iter().copied().filter(|r| !taken(*r)).collect();
+        self.by_need(&free)
+    }
+
+    /// Checks the explicit memory operand, which is then at `place`.
+    fn check_operand(
+        &mut self,
+        planned: &Planned,
+        checked: Checked,
+        place: HostMemory,
+    ) -> Option<()> {
         let instruction = &planned.instruction;
         if planned.operand == Use::Single {
             self.emit.linear_address(instruction)?;
             self.emit.check(checked);
+            if !place.linear {
+                self.emit.address_of(place.base, HostMemory::CHECKED)?;
+            }
             return Some(());
         }
         let base = instruction.memory_base().number() as u8;
-        self.check_at(planned.operand, base, 0, checked.len, checked.access);
-        if home(base) == Home::Slot {
-            self.emit.load_guest(R8, base);
-        }
+        self.check_group(planned.operand, base, checked, place);
         Some(())
     }
 
@@ -169,15 +180,46 @@ impl Translator<'_> {
             return;
         }
         let written = self.written_registers(instruction);
+        let read = !self.replaced_registers(instruction);
         for &(guest, scratch) in slots {
-            self.emit.load_guest(scratch, guest);
+            if read >> guest & 1 != 0 {
+                self.emit.load_guest(scratch, guest);
+            }
+            self.emit.held.lose(scratch);
         }
         self.emit.bytes(bytes);
         for &(guest, scratch) in slots {
             if written >> guest & 1 != 0 {
                 self.emit.store_guest(guest, scratch);
+            } else {
+                self.emit.held.hold_guest(scratch, guest);
             }
         }
+    }
+
+    /// The guest registers of which the instruction replaces every bit without a look at them, as a
+    /// bit set.
+    fn replaced_registers(&mut self, instruction: &Instruction) -> u16 {
+        // BSF and BSR of zero leave their target alone.
+        if matches!(instruction.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr) {
+            return 0;
+        }
+        let info = self.info.info(instruction);
+        let mut replaced = 0_u16;
+        let mut read = 0_u16;
+        for operand in 0..instruction.op_count() {
+            let register = instruction.op_register(operand);
+            if instruction.op_kind(operand) != OpKind::Register || !register.is_gpr() {
+                continue;
+            }
+            let bit = 1 << register.full_register().number();
+            if info.op_access(operand) == OpAccess::Write && register.size() >= 4 {
+                replaced |= bit;
+            } else {
+                read |= bit;
+            }
+        }
+        replaced & !read
     }
 
     /// The guest registers that the instruction may write among its operands, as a bit set.
@@ -201,27 +243,32 @@ impl Translator<'_> {
 
     pub(crate) fn vector(&mut self, planned: &Planned) -> Option<Flow> {
         let instruction = &planned.instruction;
-        let memory = has_memory(instruction);
-        let free: &[u8] = if memory { &[RCX] } else { &[RCX, R8, R9] };
-        let (mut mapped, slots) = self.map_registers(instruction, free)?;
-        if memory {
-            replace_memory(&mut mapped, planned);
+        if !self.vectors_loaded {
+            self.emit.held.lose_all();
+        }
+        let place = has_memory(instruction).then(|| self.place(planned, &SCRATCH));
+        let free = self.free(&SCRATCH, place);
+        let (mut mapped, slots) = self.map_registers(instruction, &free)?;
+        if let Some(place) = place {
+            place.replace(&mut mapped);
         }
         let bytes = self.emit.encode(&mapped)?;
         if !self.vectors_loaded {
             self.emit.need_vectors();
             self.vectors_loaded = true;
         }
-        if memory {
+        if let Some(place) = place {
             let operand = hostexec::memory_operand(instruction);
             let alignment = hostexec::alignment_required(instruction).unwrap_or(1) as u8;
             let access = if operand.write { Access::Write } else { Access::Read };
             let len = operand.size.max(1) as u16;
-            self.check_operand(planned, Checked { access, len, alignment, group: Sharing::Alone })?;
+            let checked = Checked { access, len, alignment, group: Sharing::Alone };
+            self.check_operand(planned, checked, place)?;
         }
         self.copy(instruction, &bytes, &slots);
         if gives_index(instruction) {
             self.emit.store_guest(1, RCX);
+            self.emit.held.lose(RCX);
         }
         Some(Flow::Next)
     }
@@ -233,6 +280,7 @@ impl Translator<'_> {
             Home::Host(host) => self.emit.lea(instruction, sized(host, register))?,
             Home::Slot => {
                 if register.size() == 2 {
+                    self.emit.held.lose_all();
                     self.emit.load_guest(RCX, number);
                 }
                 self.emit.lea(instruction, sized(RCX, register))?;
@@ -284,32 +332,17 @@ impl Translator<'_> {
             self.emit.load_guest(R8, number);
             return Some(());
         }
-        let len = if wide { 8 } else { 4 };
-        let access = Access::Read;
-        self.check_operand(planned, Checked { access, len, alignment: 1, group: Sharing::Alone })?;
-        self.load_checked(planned, R8, wide)
+        self.load_operand_to(planned, R8, wide)
     }
 
-    /// Loads a checked memory operand into a scratch register.
-    fn load_checked(&mut self, planned: &Planned, to: u8, wide: bool) -> Option<()> {
-        let memory = host_memory(planned);
-        let operand = MemoryOperand::new(
-            memory.base,
-            Register::R9,
-            1,
-            i64::from(memory.displacement),
-            u32::from(memory.displacement != 0),
-            false,
-            Register::None,
-        );
-        let (code, like) = if wide {
-            (Code::Mov_r64_rm64, Register::RAX)
-        } else {
-            (Code::Mov_r32_rm32, Register::EAX)
-        };
-        let load = Instruction::with2(code, sized(to, like), operand).ok()?;
-        let bytes = self.emit.encode(&load)?;
-        self.emit.bytes(&bytes);
+    /// Reads the memory operand, of 8 bytes (`wide`) or 4, into a scratch register.
+    fn load_operand_to(&mut self, planned: &Planned, to: u8, wide: bool) -> Option<()> {
+        let (access, len) = (Access::Read, if wide { 8 } else { 4 });
+        let place = self.place(planned, &SCRATCH);
+        let checked = Checked { access, len, alignment: 1, group: Sharing::Alone };
+        self.check_operand(planned, checked, place)?;
+        self.emit.load(to, place, wide)?;
+        self.emit.held.lose(to);
         Some(())
     }
 
@@ -361,12 +394,7 @@ impl Translator<'_> {
 
     /// Reads the 8-byte memory operand into RCX.
     pub(crate) fn load_operand(&mut self, planned: &Planned) -> Option<()> {
-        let access = Access::Read;
-        self.check_operand(
-            planned,
-            Checked { access, len: 8, alignment: 1, group: Sharing::Alone },
-        )?;
-        self.load_checked(planned, RCX, true)
+        self.load_operand_to(planned, RCX, true)
     }
 
     pub(crate) fn push(&mut self, planned: &Planned) -> Option<Flow> {
@@ -375,14 +403,13 @@ impl Translator<'_> {
         match instruction.op0_kind() {
             OpKind::Register => {
                 let number = instruction.op0_register().full_register().number() as u8;
-                self.check_push(planned);
+                let slot = self.check_push(planned);
                 match home(number) {
-                    Home::Host(host) => {
-                        dynasm!(self.emit.code ; .arch x64 ; mov [BYTE r11 + r9 - 8], Rq(host));
-                    }
+                    Home::Host(host) => self.emit.store(slot, host)?,
                     Home::Slot => {
-                        self.emit.load_guest(RCX, number);
-                        dynasm!(self.emit.code ; .arch x64 ; mov [BYTE r11 + r9 - 8], rcx);
+                        self.emit.held.lose(slot.spare());
+                        self.emit.load_guest(slot.spare(), number);
+                        self.emit.store(slot, slot.spare())?;
                     }
                 }
             }
@@ -390,16 +417,15 @@ impl Translator<'_> {
                 self.load_operand(planned)?;
                 dynasm!(self.emit.code ; .arch x64 ; mov [BYTE rsp + at::TEMPORARY], rcx);
                 self.emit.retry_here();
-                self.check_push(planned);
-                dynasm!(self.emit.code ; .arch x64
-                    ; mov rcx, [BYTE rsp + at::TEMPORARY]
-                    ; mov [BYTE r11 + r9 - 8], rcx
-                );
+                let slot = self.check_push(planned);
+                let value = slot.spare();
+                dynasm!(self.emit.code ; .arch x64 ; mov Rq(value), [BYTE rsp + at::TEMPORARY]);
+                self.emit.store(slot, value)?;
             }
             _ => {
                 let value = i32::try_from(instruction.try_immediate(0).ok()? as i64).ok()?;
-                self.check_push(planned);
-                dynasm!(self.emit.code ; .arch x64 ; mov QWORD [BYTE r11 + r9 - 8], value);
+                let slot = self.check_push(planned);
+                self.emit.store_constant(slot, value)?;
             }
         }
         dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 - 8]);
@@ -408,16 +434,17 @@ impl Translator<'_> {
 
     pub(crate) fn pop(&mut self, planned: &Planned) -> Option<Flow> {
         let number = planned.instruction.op0_register().full_register().number() as u8;
-        self.check_stack(planned, 0, Access::Read);
+        let slot = self.check_stack(planned, 0, Access::Read);
         match home(number) {
             Home::Host(host) if number == 4 => {
-                dynasm!(self.emit.code ; .arch x64 ; mov Rq(host), [r11 + r9]);
+                self.emit.load(host, slot, true)?;
                 return Some(Flow::Next);
             }
-            Home::Host(host) => dynasm!(self.emit.code ; .arch x64 ; mov Rq(host), [r11 + r9]),
+            Home::Host(host) => self.emit.load(host, slot, true)?,
             Home::Slot => {
-                dynasm!(self.emit.code ; .arch x64 ; mov rcx, [r11 + r9]);
-                self.emit.store_guest(number, RCX);
+                self.emit.held.lose(slot.spare());
+                self.emit.load(slot.spare(), slot, true)?;
+                self.emit.store_guest(number, slot.spare());
             }
         }
         dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 + 8]);
@@ -425,8 +452,9 @@ impl Translator<'_> {
     }
 
     pub(crate) fn leave(&mut self, planned: &Planned) -> Option<Flow> {
-        self.check_at(planned.stack, RBP, 0, 8, Access::Read);
-        dynasm!(self.emit.code ; .arch x64 ; lea r11, [rbp + 8] ; mov rbp, [rbp + r9]);
+        let saved = self.check_at(planned.stack, RBP, 0, 8, Access::Read);
+        dynasm!(self.emit.code ; .arch x64 ; lea r11, [rbp + 8]);
+        self.emit.load(RBP, saved, true)?;
         Some(Flow::Next)
     }
 }
@@ -441,32 +469,12 @@ fn has_high_byte(instruction: &Instruction) -> bool {
     })
 }
 
-/// Where a checked memory operand is on the host: at `[base + r9 + displacement]`.
-struct HostMemory {
-    base: Register,
-    displacement: i32,
-}
-
-fn host_memory(planned: &Planned) -> HostMemory {
-    if planned.operand == Use::Single {
-        return HostMemory { base: Register::R8, displacement: 0 };
-    }
-    let instruction = &planned.instruction;
-    let base = match home(instruction.memory_base().number() as u8) {
-        Home::Host(host) => sized(host, Register::RAX),
-        Home::Slot => Register::R8,
-    };
-    HostMemory { base, displacement: instruction.memory_displacement64() as i32 }
-}
-
-/// The memory operand becomes the checked one.
-fn replace_memory(instruction: &mut Instruction, planned: &Planned) {
-    let memory = host_memory(planned);
-    instruction.set_memory_base(memory.base);
-    instruction.set_memory_index(Register::R9);
-    instruction.set_memory_index_scale(1);
-    instruction.set_memory_displ_size(u32::from(memory.displacement != 0));
-    instruction.set_memory_displacement64(i64::from(memory.displacement) as u64);
+/// How many guest registers that live in slots an instruction has as operands.
+fn count_slotted(instruction: &Instruction) -> usize {
+    let mut without_memory = *instruction;
+    without_memory.set_memory_base(Register::None);
+    without_memory.set_memory_index(Register::None);
+    slotted(&without_memory).count_ones() as usize
 }
 
 /// A shift whose count is CL.

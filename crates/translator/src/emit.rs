@@ -11,14 +11,64 @@ use interpreter::Kept;
 use crate::allow::Access;
 use crate::context::at;
 use crate::glue::{self, Glue};
+use crate::plan::Pointer;
 use crate::records::{Checked, Record};
-use crate::registers::{HOST_RCX_OF_GUEST, Home, home, sized};
+use crate::registers::{HOST_RCX_OF_GUEST, Held, Home, home, sized};
 use crate::translate::PAGE;
 
 /// Host scratch registers.
 pub(crate) const R8: u8 = 8;
 pub(crate) const R9: u8 = 9;
 pub(crate) const RCX: u8 = 1;
+
+/// Where checked memory is on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostMemory {
+    /// Host register with a pointer into it or, if `linear`, with the linear address, to which R9
+    /// is to be added.
+    pub(crate) base: u8,
+    pub(crate) linear: bool,
+    pub(crate) displacement: i32,
+}
+
+impl HostMemory {
+    /// Behind a check: at the linear address in R8.
+    pub(crate) const CHECKED: Self = Self { base: R8, linear: true, displacement: 0 };
+
+    fn displacement_size(self) -> u32 {
+        u32::from(self.displacement != 0)
+    }
+
+    fn index(self) -> Register {
+        if self.linear { Register::R9 } else { Register::None }
+    }
+
+    fn operand(self) -> MemoryOperand {
+        MemoryOperand::new(
+            sized(self.base, Register::RAX),
+            self.index(),
+            1,
+            i64::from(self.displacement),
+            self.displacement_size(),
+            false,
+            Register::None,
+        )
+    }
+
+    /// Makes it the memory operand of `instruction`.
+    pub(crate) fn replace(self, instruction: &mut Instruction) {
+        instruction.set_memory_base(sized(self.base, Register::RAX));
+        instruction.set_memory_index(self.index());
+        instruction.set_memory_index_scale(1);
+        instruction.set_memory_displ_size(self.displacement_size());
+        instruction.set_memory_displacement64(i64::from(self.displacement) as u64);
+    }
+
+    /// A scratch register that it does not need.
+    pub(crate) fn spare(self) -> u8 {
+        if self.base == RCX { R8 } else { RCX }
+    }
+}
 
 pub(crate) struct Emitter {
     pub(crate) code: glue::Code,
@@ -41,6 +91,8 @@ pub(crate) struct Emitter {
     retry: u64,
     /// Where host code for which page offset begins, in order.
     pub(crate) begins: Vec<(usize, u32)>,
+    /// What scratch registers hold of the block's groups.
+    pub(crate) held: Held,
 }
 
 /// Displacement of a group's slot: in 8 bits if it fits, else in 32.
@@ -65,6 +117,7 @@ impl Emitter {
             straddles: false,
             retry: base,
             begins: Vec::with_capacity(16),
+            held: Held::default(),
         }
     }
 
@@ -98,6 +151,7 @@ impl Emitter {
     /// filled the context's scratch. Two accesses whose pages need the same TLB entry would
     /// otherwise push each other out for ever.
     pub(crate) fn retry_here(&mut self) {
+        self.held.lose_all();
         self.retry = self.here();
     }
 
@@ -122,18 +176,57 @@ impl Emitter {
         self.code.extend(bytes);
     }
 
+    /// Encodes one instruction and emits it; `None` when it has no encoding.
+    fn encoded(&mut self, instruction: Result<Instruction, iced_x86::IcedError>) -> Option<()> {
+        let bytes = self.encode(&instruction.ok()?)?;
+        self.bytes(&bytes);
+        Some(())
+    }
+
+    /// Loads 8 bytes (`wide`) or 4 of checked memory into host register `to`.
+    pub(crate) fn load(&mut self, to: u8, from: HostMemory, wide: bool) -> Option<()> {
+        let (code, like) = if wide {
+            (Code::Mov_r64_rm64, Register::RAX)
+        } else {
+            (Code::Mov_r32_rm32, Register::EAX)
+        };
+        self.encoded(Instruction::with2(code, sized(to, like), from.operand()))
+    }
+
+    /// Stores host register `from` in 8 bytes of checked memory.
+    pub(crate) fn store(&mut self, to: HostMemory, from: u8) -> Option<()> {
+        let from = sized(from, Register::RAX);
+        self.encoded(Instruction::with2(Code::Mov_rm64_r64, to.operand(), from))
+    }
+
+    /// Stores a constant in 8 bytes of checked memory.
+    pub(crate) fn store_constant(&mut self, to: HostMemory, value: i32) -> Option<()> {
+        self.encoded(Instruction::with2(Code::Mov_rm64_imm32, to.operand(), value))
+    }
+
+    /// The host address of checked memory into host register `to`.
+    pub(crate) fn address_of(&mut self, to: u8, memory: HostMemory) -> Option<()> {
+        let to = sized(to, Register::RAX);
+        self.encoded(Instruction::with2(Code::Lea_r64_m, to, memory.operand()))
+    }
+
     /// Loads guest register `number` into host register `to`.
     pub(crate) fn load_guest(&mut self, to: u8, number: u8) {
-        match home(number) {
-            Home::Host(from) => dynasm!(self.code ; .arch x64 ; mov Rq(to), Rq(from)),
-            Home::Slot => {
+        match (home(number), self.held.find_guest(number)) {
+            (Home::Host(from), _) => dynasm!(self.code ; .arch x64 ; mov Rq(to), Rq(from)),
+            (Home::Slot, Some(held)) if held == to => {}
+            (Home::Slot, Some(held)) => dynasm!(self.code ; .arch x64 ; mov Rq(to), Rq(held)),
+            (Home::Slot, None) => {
                 dynasm!(self.code ; .arch x64 ; mov Rq(to), [BYTE rsp + at::slot(number)]);
             }
         }
+        self.held.lose(to);
     }
 
-    /// Guest register `number` plus `displacement` into host register `to`.
+    /// Guest register `number` plus `displacement` into host register `to`; what scratch registers
+    /// hold is lost, as the instruction may be begun anew here.
     pub(crate) fn load_guest_plus(&mut self, to: u8, number: u8, displacement: i32) {
+        self.held.lose_all();
         let from = match home(number) {
             Home::Host(from) => from,
             Home::Slot => {
@@ -151,20 +244,29 @@ impl Emitter {
         }
     }
 
-    /// Keeps what a check of a group has put into R9.
-    pub(crate) fn keep_group(&mut self, slot: u8) {
-        match group_slot(slot) {
+    /// Behind the check of a group: the range's host address plus `bias` becomes its pointer, in
+    /// R9 and in its slot.
+    pub(crate) fn keep_group(&mut self, kept: Pointer, bias: i32) {
+        match bias {
+            0 => dynasm!(self.code ; .arch x64 ; lea r9, [r8 + r9]),
+            _ => dynasm!(self.code ; .arch x64 ; lea r9, [BYTE r8 + r9 + bias as i8]),
+        }
+        match group_slot(kept.slot) {
             Ok(near) => dynasm!(self.code ; .arch x64 ; mov [BYTE rsp + near], r9),
             Err(far) => dynasm!(self.code ; .arch x64 ; mov [rsp + far], r9),
         }
+        self.held.hold_pointer(R9, kept);
     }
 
-    /// What the first access of the group has kept, into R9.
-    pub(crate) fn use_group(&mut self, slot: u8) {
-        match group_slot(slot) {
-            Ok(near) => dynasm!(self.code ; .arch x64 ; mov r9, [BYTE rsp + near]),
-            Err(far) => dynasm!(self.code ; .arch x64 ; mov r9, [rsp + far]),
+    /// The pointer of a group into scratch register `to`, unless it is there.
+    pub(crate) fn use_group(&mut self, kept: Pointer, to: u8) {
+        if self.held.find_pointer(kept.slot) != Some(to) {
+            match group_slot(kept.slot) {
+                Ok(near) => dynasm!(self.code ; .arch x64 ; mov Rq(to), [BYTE rsp + near]),
+                Err(far) => dynasm!(self.code ; .arch x64 ; mov Rq(to), [rsp + far]),
+            }
         }
+        self.held.hold_pointer(to, kept);
     }
 
     /// Stores host register `from` into guest register `number`.
@@ -173,23 +275,35 @@ impl Emitter {
             Home::Host(to) => dynasm!(self.code ; .arch x64 ; mov Rq(to), Rq(from)),
             Home::Slot => {
                 dynasm!(self.code ; .arch x64 ; mov [BYTE rsp + at::slot(number)], Rq(from));
+                self.held.hold_guest(from, number);
             }
         }
     }
 
-    /// A guest register as a host register for use in an address: itself, or loaded into `scratch`.
+    /// The host register of a guest register, if that is in one.
+    fn host_of(&self, register: Register) -> Option<u8> {
+        if register == Register::None {
+            return None;
+        }
+        let number = register.full_register().number() as u8;
+        match home(number) {
+            Home::Host(host) => Some(host),
+            Home::Slot => self.held.find_guest(number),
+        }
+    }
+
+    /// A guest register as a host register for use in an address: where it is, or loaded into
+    /// `scratch`.
     fn address_register(&mut self, register: Register, scratch: u8) -> Register {
         if register == Register::None {
             return Register::None;
         }
-        let number = register.full_register().number() as u8;
-        let host = match home(number) {
-            Home::Host(host) => host,
-            Home::Slot => {
-                self.load_guest(scratch, number);
-                scratch
-            }
-        };
+        let host = self.host_of(register).unwrap_or_else(|| {
+            let number = register.full_register().number() as u8;
+            self.load_guest(scratch, number);
+            self.held.hold_guest(scratch, number);
+            scratch
+        });
         sized(host, register)
     }
 
@@ -204,6 +318,7 @@ impl Emitter {
                 return None;
             }
             dynasm!(self.code ; .arch x64 ; mov r8, [BYTE rsp + at::PAGE]);
+            self.held.lose(R8);
             let memory = MemoryOperand::with_base_displ(Register::R8, i64::from(distance));
             return self.encode_lea(to, memory);
         }
@@ -212,8 +327,13 @@ impl Emitter {
         if none && i32::try_from(displacement as i64).is_err() {
             return None;
         }
-        let index_register = self.address_register(index, R9);
-        let base_register = self.address_register(base, R8);
+        // Neither is loaded over the other.
+        let [for_index, for_base] = match (self.host_of(index), self.host_of(base)) {
+            (_, Some(R9)) | (Some(R8), _) => [R8, R9],
+            _ => [R9, R8],
+        };
+        let index_register = self.address_register(index, for_index);
+        let base_register = self.address_register(base, for_base);
         // iced: 0 is none, 1 the shortest that fits; an absolute address has that of its width.
         let size = match (none, displacement) {
             (true, _) => instruction.memory_displ_size().max(4),
@@ -241,12 +361,15 @@ impl Emitter {
         let instruction = Instruction::with2(code, to, memory).ok()?;
         let bytes = self.encode(&instruction)?;
         self.bytes(&bytes);
+        self.held.lose(to.full_register().number() as u8);
         Some(())
     }
 
-    /// The linear address of the memory operand into R8. `None`: not expressible; nothing that
+    /// The linear address of the memory operand into R8; what scratch registers hold is lost, as the
+    /// instruction may be begun anew here. `None`: not expressible; nothing that
     /// matters has been emitted.
     pub(crate) fn linear_address(&mut self, instruction: &Instruction) -> Option<()> {
+        self.held.lose_all();
         let register = if instruction.memory_base() == Register::None
             && instruction.memory_index() == Register::None
             && instruction.memory_displ_size() == 4
@@ -264,12 +387,14 @@ impl Emitter {
             _ => return Some(()),
         };
         dynasm!(self.code ; .arch x64 ; mov r9, [BYTE rsp + base] ; lea r8, [r8 + r9]);
+        self.held.lose_all();
         Some(())
     }
 
     /// Checks an access at the linear address in R8. Afterwards R9 is the host minus the linear
     /// address of its page; RCX is free.
     pub(crate) fn check(&mut self, checked: Checked) {
+        self.held.lose_all();
         let (mask, last) = match checked.alignment {
             1 => (at::PAGE_NUMBER, i32::from(checked.len) - 1),
             2 => (at::PAGE_OR_2, 0),
@@ -350,6 +475,7 @@ impl Emitter {
         let here = self.here();
         for record in &mut self.records[self.pending..] {
             record.resume = here;
+            self.held.lose_all();
         }
         self.pending = self.records.len();
     }
@@ -438,6 +564,7 @@ impl Emitter {
 
     /// Makes sure that the guest's vector registers are in the host's.
     pub(crate) fn need_vectors(&mut self) {
+        self.held.lose_all();
         dynasm!(self.code ; .arch x64 ; mov rcx, [rsp + at::VECTORS_MISSING] ; jrcxz >loaded);
         self.exit(self.glue.load_vectors, None);
         // Where the load is refused, what follows must not run here either.

@@ -1,8 +1,8 @@
 //! Which accesses of a block share a check.
 //!
 //! Accesses by the same base register, while it does not change, with displacements close to each
-//! other mostly lie in one page. The first of them then checks the whole range and keeps the
-//! page's host address; the others only use it. If one of them writes, it asks for the right to
+//! other mostly lie in one page. The first of them then checks the whole range and keeps its
+//! host address; the others only use that. If one of them writes, it asks for the right to
 //! write, which the tables only have of pages that are dirty already; to get it there is the
 //! business of an access that does write. When the range does not pass, the rest of the block runs
 //! as translated without groups.
@@ -17,6 +17,10 @@ use crate::context::GROUPS;
 /// Longest range of addresses that one check covers, in bytes: the longer, the more often it
 /// crosses a page's end.
 const LONGEST_RANGE: i64 = 256;
+/// In ranges longer than `NEAR`, pointers stand `BIAS` bytes from the beginning, so that most
+/// distances have 8 bits.
+const NEAR: i64 = 128;
+const BIAS: i64 = 120;
 const RSP: u8 = 4;
 const RBP: u8 = 5;
 
@@ -46,11 +50,32 @@ pub(crate) enum Use {
     /// By itself.
     Single,
     /// It checks the range from `low` bytes beyond the base register for its group, and keeps the
-    /// outcome in group slot `slot`.
-    /// `writes` tells that some access of the group does.
-    First { slot: u8, low: i32, len: u16, writes: bool },
+    /// range's host address plus `bias` as `kept` says. `writes` tells that some access of the
+    /// group does.
+    First { low: i32, len: u16, writes: bool, bias: i32, kept: Pointer },
     /// It uses what the group's first access has kept.
-    Later { slot: u8 },
+    Later(Pointer),
+}
+
+impl Use {
+    /// The group's pointer that the access uses.
+    pub(crate) fn kept(self) -> Option<Pointer> {
+        match self {
+            Self::Single => None,
+            Self::First { kept, .. } | Self::Later(kept) => Some(kept),
+        }
+    }
+}
+
+/// A group's pointer, as one access uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pointer {
+    /// Slot of the context that it is in.
+    pub(crate) slot: u8,
+    /// Where the access is, from there.
+    pub(crate) distance: i32,
+    /// Instruction of the block with the group's next access; behind all blocks when there is none.
+    pub(crate) next: u16,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,13 +84,14 @@ enum Part {
     Stack,
 }
 
-/// An access of a group: instruction, part, whether it writes, and how far the base register has
-/// moved since the group began.
+/// An access of a group: instruction, part, whether it writes, how far the base register has
+/// moved since the group began, and where the access is, from where that was then.
 struct Member {
     at: usize,
     part: Part,
     write: bool,
     moved: i64,
+    from: i64,
 }
 
 struct Group {
@@ -103,12 +129,19 @@ pub(crate) fn plan(block: &mut [Planned], info: &mut InstructionInfoFactory) {
 
 fn assign(block: &mut [Planned], group: &Group, slot: u8) {
     let writes = group.members.iter().any(|member| member.write);
+    let len = group.high - group.low;
+    let bias = if len > NEAR { BIAS } else { 0 };
     for (number, member) in group.members.iter().enumerate() {
+        let kept = Pointer {
+            slot,
+            distance: (member.from - group.low - bias) as i32,
+            next: group.members.get(number + 1).map_or(u16::MAX, |next| next.at as u16),
+        };
         let how = if number == 0 {
             let low = (group.low - member.moved) as i32;
-            Use::First { slot, low, len: (group.high - group.low) as u16, writes }
+            Use::First { low, len: len as u16, writes, bias: bias as i32, kept }
         } else {
-            Use::Later { slot }
+            Use::Later(kept)
         };
         match member.part {
             Part::Operand => block[member.at].operand = how,
@@ -173,7 +206,7 @@ impl Forming {
         }
         let moved = self.moved[index];
         let (low, high) = (moved + displacement, moved + displacement + size);
-        let member = |moved| Member { at, part, write, moved };
+        let member = |moved| Member { at, part, write, moved, from: moved + displacement };
         if let Some(group) = &mut self.open[index] {
             let (new_low, new_high) = (group.low.min(low), group.high.max(high));
             if new_high - new_low <= LONGEST_RANGE {

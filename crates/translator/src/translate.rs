@@ -6,16 +6,17 @@
 //! memory are in [`crate::copied`], branches in [`crate::branches`], system instructions here.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
 use interpreter::InterpreterVcpu;
 use x86::cr::rflags;
 
 use crate::allow::{Access, Class, System, classify};
 use crate::context::at;
-use crate::emit::{Emitter, R8};
+use crate::emit::{Emitter, HostMemory, R8, R9};
 use crate::glue::Glue;
-use crate::plan::{Planned, Use, plan};
+use crate::plan::{Planned, Pointer, Use, plan};
 use crate::records::{Checked, Record, Sharing};
+use crate::registers::{Home, SCRATCH, home};
 
 /// Longest block unless configured, in instructions.
 pub(crate) const MAX_INSTRUCTIONS: u32 = 128;
@@ -79,6 +80,8 @@ pub(crate) struct Translator<'a> {
     /// Instructions of the block.
     pub(crate) total: u32,
     pub(crate) cold: Vec<Cold>,
+    /// For each instruction, the guest registers that live in slots and are among its operands.
+    slotted: Vec<u16>,
     /// An instruction was left to the interpreter that groups were planned with.
     unforeseen: bool,
 }
@@ -110,6 +113,7 @@ pub(crate) fn translate(
         plan(&mut block, around.info);
     }
     let mut translator = Translator::new(around, request, block.len() as u32);
+    translator.slotted = block.iter().map(|planned| slotted(&planned.instruction)).collect();
     let charge = translator.enter_block(request);
     let body = translator.emit.position();
     let mut flow = Flow::Next;
@@ -131,6 +135,35 @@ pub(crate) fn translate(
         translator.go_to(i64::from(end));
     }
     Some(translator.finish(charge, body, end - request.start))
+}
+
+/// Whether its translation only changes scratch registers that it reports lost, and has no exits
+/// but those of a check.
+fn spares_scratch(planned: &Planned) -> bool {
+    match planned.class {
+        Class::Nothing
+        | Class::General(_)
+        | Class::Vector
+        | Class::Lea
+        | Class::Pop
+        | Class::Jcc => true,
+        Class::Push => planned.instruction.op0_kind() != OpKind::Memory,
+        _ => false,
+    }
+}
+
+/// The guest registers that live in slots and are among the operands, as a bit set.
+pub(crate) fn slotted(instruction: &Instruction) -> u16 {
+    let operands = (0..instruction.op_count())
+        .filter(|operand| instruction.op_kind(*operand) == OpKind::Register)
+        .map(|operand| instruction.op_register(operand));
+    let address = [instruction.memory_base(), instruction.memory_index()];
+    let mut found = 0;
+    for register in operands.chain(address).filter(|register| register.is_gpr()) {
+        let number = register.full_register().number();
+        found |= u16::from(home(number as u8) == Home::Slot) << number;
+    }
+    found
 }
 
 /// The instructions of the block and the page offset behind them.
@@ -186,6 +219,7 @@ impl<'a> Translator<'a> {
             executed: 0,
             total,
             cold: Vec::new(),
+            slotted: Vec::new(),
             unforeseen: false,
         }
     }
@@ -229,6 +263,9 @@ impl<'a> Translator<'a> {
 
     fn instruction(&mut self, planned: &Planned) -> Flow {
         let Planned { instruction, class, .. } = planned;
+        if !spares_scratch(planned) {
+            self.emit.held.lose_all();
+        }
         let done = match *class {
             Class::Nothing => Some(Flow::Next),
             Class::General(access) => self.general(planned, access),
@@ -250,6 +287,9 @@ impl<'a> Translator<'a> {
             Class::Special(special) => self.special(instruction, special),
             Class::Interpret => None,
         };
+        if !spares_scratch(planned) {
+            self.emit.held.lose_all();
+        }
         let Some(flow) = done else {
             self.unforeseen |= *class != Class::Interpret;
             return self.leave_to_interpreter(instruction);
@@ -314,16 +354,15 @@ impl<'a> Translator<'a> {
                     ; call extern self.emit.glue.flags_image as usize
                     ; mov [BYTE rsp + at::TEMPORARY], rcx
                 );
-                self.check_push(planned);
-                dynasm!(self.emit.code ; .arch x64
-                    ; mov rcx, [BYTE rsp + at::TEMPORARY]
-                    ; mov [BYTE r11 + r9 - 8], rcx
-                    ; lea r11, [r11 - 8]
-                );
+                let slot = self.check_push(planned);
+                let image = slot.spare();
+                dynasm!(self.emit.code ; .arch x64 ; mov Rq(image), [BYTE rsp + at::TEMPORARY]);
+                self.emit.store(slot, image)?;
+                dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 - 8]);
             }
             System::Popf => {
-                self.check_stack(planned, 0, Access::Read);
-                dynasm!(self.emit.code ; .arch x64 ; mov r8, [r11 + r9]);
+                let slot = self.check_stack(planned, 0, Access::Read);
+                self.emit.load(R8, slot, true)?;
                 self.emit.call_with_record(self.emit.glue.popf);
             }
             System::Syscall => {
@@ -348,8 +387,47 @@ impl<'a> Translator<'a> {
         );
     }
 
-    /// Checks `len` bytes at guest register `base` plus `displacement` as planned; afterwards R9 is
-    /// host minus linear address there.
+    /// The scratch registers of `allowed`, that first whose content is needed last.
+    pub(crate) fn by_need(&mut self, allowed: &[u8]) -> Vec<u8> {
+        let behind = self.executed as usize + 1;
+        let rest = self.slotted.get(behind..).unwrap_or(&[]);
+        self.emit.held.by_need(allowed, |number| {
+            let next = rest.iter().position(|slotted| slotted >> number & 1 != 0);
+            next.map_or(u16::MAX, |distance| (behind + distance) as u16)
+        })
+    }
+
+    /// Where an access of a group is to be when it has been checked.
+    pub(crate) fn group_place(&mut self, how: Use, kept: Pointer, allowed: &[u8]) -> HostMemory {
+        let held = match how {
+            // Where its check leaves the pointer.
+            Use::First { .. } => Some(R9),
+            _ => self.emit.held.find_pointer(kept.slot).filter(|held| allowed.contains(held)),
+        };
+        let base = held.unwrap_or_else(|| self.by_need(allowed)[0]);
+        HostMemory { base, linear: false, displacement: kept.distance }
+    }
+
+    /// Checks an access of a group, by guest register `base`, or that of the whole group; it is
+    /// then at `place`.
+    pub(crate) fn check_group(&mut self, how: Use, base: u8, own: Checked, place: HostMemory) {
+        match how {
+            Use::First { low, len, writes, bias, kept } => {
+                let (access, group) = match (writes, own.access) {
+                    (true, Access::Read) => (Access::Write, Sharing::ReadFirst),
+                    _ => (own.access, Sharing::Group),
+                };
+                self.emit.load_guest_plus(R8, base, low);
+                self.emit.check(Checked { access, len, alignment: 1, group });
+                self.emit.keep_group(kept, bias);
+            }
+            Use::Later(kept) => self.emit.use_group(kept, place.base),
+            Use::Single => {}
+        }
+    }
+
+    /// Checks `len` bytes at guest register `base` plus `displacement` as planned; tells where they
+    /// are.
     pub(crate) fn check_at(
         &mut self,
         how: Use,
@@ -357,33 +435,30 @@ impl<'a> Translator<'a> {
         displacement: i32,
         len: u16,
         access: Access,
-    ) {
-        let single = Checked { access, len, alignment: 1, group: Sharing::Alone };
-        match how {
-            Use::Single => {
-                self.emit.load_guest_plus(R8, base, displacement);
-                self.emit.check(single);
-            }
-            Use::First { slot, low, len, writes } => {
-                let (access, group) = match (writes, access) {
-                    (true, Access::Read) => (Access::Write, Sharing::ReadFirst),
-                    _ => (access, Sharing::Group),
-                };
-                self.emit.load_guest_plus(R8, base, low);
-                self.emit.check(Checked { access, len, group, ..single });
-                self.emit.keep_group(slot);
-            }
-            Use::Later { slot } => self.emit.use_group(slot),
-        }
+    ) -> HostMemory {
+        let checked = Checked { access, len, alignment: 1, group: Sharing::Alone };
+        let Some(kept) = how.kept() else {
+            self.emit.load_guest_plus(R8, base, displacement);
+            self.emit.check(checked);
+            return HostMemory::CHECKED;
+        };
+        let place = self.group_place(how, kept, &SCRATCH);
+        self.check_group(how, base, checked, place);
+        place
     }
 
-    /// Checks the 8 bytes of stack at RSP plus `displacement`; they are at `[r11 + r9 + that]`.
-    pub(crate) fn check_stack(&mut self, planned: &Planned, displacement: i32, access: Access) {
-        self.check_at(planned.stack, 4, displacement, 8, access);
+    /// Checks the 8 bytes of stack at RSP plus `displacement`; tells where they are.
+    pub(crate) fn check_stack(
+        &mut self,
+        planned: &Planned,
+        displacement: i32,
+        access: Access,
+    ) -> HostMemory {
+        self.check_at(planned.stack, 4, displacement, 8, access)
     }
 
     /// Checks the stack slot below RSP.
-    pub(crate) fn check_push(&mut self, planned: &Planned) {
-        self.check_stack(planned, -8, Access::Write);
+    pub(crate) fn check_push(&mut self, planned: &Planned) -> HostMemory {
+        self.check_stack(planned, -8, Access::Write)
     }
 }

@@ -243,7 +243,11 @@ impl Walk<'_> {
         state.tables_changed = true;
         (state.passed, state.found) = (None, None);
         // What has been checked was checked for other rights.
-        state.words[2..].fill(Value::Void);
+        for value in state.registers.iter_mut().chain(&mut state.words) {
+            if !value.is_harmless() {
+                *value = Value::Void;
+            }
+        }
         Ok(())
     }
 
@@ -264,7 +268,7 @@ impl Walk<'_> {
         match (field, value) {
             (Field::Page, Value::JumpPage(target)) if size == 8 => state.page = Some(target),
             (Field::Page, _) => return broken("the context's page is that of a jump's target"),
-            (Field::Word(word), Value::Addend(_)) if size == 8 => state.words[word] = value,
+            (Field::Word(word), Value::Host(..)) if size == 8 => state.words[word] = value,
             (Field::Word(word), value) if size == 8 && value.is_harmless() => {
                 state.words[word] = value;
             }
@@ -544,6 +548,9 @@ fn sum(values: [Value; 2], distance: i64) -> Option<Value> {
     let [one, other] = values;
     match (one, other) {
         (Value::Guest(_), Value::Constant(0)) => one.plus(distance),
+        (Value::Host(range, from), Value::Constant(0)) => {
+            Some(Value::Host(range, from.wrapping_add(distance)))
+        }
         (Value::Tag(tag, write), Value::Guest(at)) | (Value::Guest(at), Value::Tag(tag, write))
             if tag == at && (0..LONGEST).contains(&distance) =>
         {

@@ -293,29 +293,47 @@ fn what_a_group_keeps_is_written_first() {
     let slot = at::GROUP as i8;
     allow(|c, g| {
         pass_rbx(c, g, at::READ);
-        code!(c ; mov [BYTE rsp + slot], r9 ; mov r9, [BYTE rsp + slot] ; mov rax, [rbx + r9]);
+        code!(c ; lea r9, [rbx + r9 + 4] ; mov [BYTE rsp + slot], r9 ; mov rcx, [BYTE rsp + slot]);
+        code!(c ; mov rax, [rcx - 4] ; add rbx, rsi ; mov eax, [rcx]);
     });
     refuse("not written before", |c, _| code!(c ; mov r9, [BYTE rsp + slot]));
-    refuse("outside the range", |c, g| {
+    refuse("is not the guest's", |c, g| {
         pass_rbx(c, g, at::READ);
-        code!(c ; mov [BYTE rsp + slot], r9 ; add rbx, 16 ; mov r9, [BYTE rsp + slot]);
-        code!(c ; mov al, [rbx + r9]);
+        code!(c ; mov [BYTE rsp + slot], r9);
     });
+    for outside in [-1, 16] {
+        refuse("outside the range", |c, g| {
+            pass_rbx(c, g, at::READ);
+            code!(c ; lea r9, [rbx + r9] ; mov [BYTE rsp + slot], r9 ; mov r8, [BYTE rsp + slot]);
+            code!(c ; mov al, [r8 + outside]);
+        });
+    }
     // With other tables come other rights.
     refuse("not written before", |c, g| {
         pass_rbx(c, g, at::READ);
         code!(c
+            ; lea r9, [rbx + r9]
             ; mov [BYTE rsp + slot], r9
             ; mov r15, [rsp + at::TABLES_SUPERVISOR]
             ; mov [rsp + at::TABLES], r15
             ; mov r9, [BYTE rsp + slot]
         );
     });
+    refuse("has not been checked", |c, g| {
+        pass_rbx(c, g, at::READ);
+        code!(c
+            ; lea r9, [rbx + r9]
+            ; mov r15, [rsp + at::TABLES_SUPERVISOR]
+            ; mov [rsp + at::TABLES], r15
+            ; mov rax, [r9]
+        );
+    });
     // One way there is a check, the other way there is none.
     refuse("not written before", |c, g| {
         code!(c ; jz >around);
         pass_rbx(c, g, at::READ);
-        code!(c ; mov [BYTE rsp + slot], r9 ; around: ; mov r9, [BYTE rsp + slot]);
+        code!(c ; lea r9, [rbx + r9] ; mov [BYTE rsp + slot], r9);
+        code!(c ; around: ; mov r9, [BYTE rsp + slot]);
     });
 }
 
@@ -566,9 +584,9 @@ fn nothing_is_known_behind_what_the_interpreter_executed() {
     let block = |behind: &dyn Fn(&mut Host)| {
         outcome_with_record(|c, g, record| {
             pass_rbx(c, g, at::READ);
-            code!(c ; mov [BYTE rsp + at::GROUP as i8], r9 ; jz >on);
+            code!(c ; lea r9, [rbx + r9] ; mov [BYTE rsp + at::GROUP as i8], r9 ; jz >on);
             code!(c ; call extern g.interpret as usize ; .u32 0);
-            code!(c ; on: ; mov r9, [BYTE rsp + at::GROUP as i8] ; mov rax, [rbx + r9]);
+            code!(c ; on: ; mov r9, [BYTE rsp + at::GROUP as i8] ; mov rax, [r9]);
             record.resume = c.offset().0 as u64;
             behind(c);
             end(c, g);
@@ -578,4 +596,5 @@ fn nothing_is_known_behind_what_the_interpreter_executed() {
     block(&|c| code!(c ; add rax, rbx)).expect("values of the guest");
     refused("not written before", block(&|c| code!(c ; mov r9, [BYTE rsp + at::GROUP as i8])));
     refused("has not been checked", block(&|c| code!(c ; mov rax, [rbx + r9])));
+    refused("has not been checked", block(&|c| code!(c ; mov rax, [r9])));
 }
