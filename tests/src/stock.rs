@@ -26,22 +26,21 @@ pub enum Form {
     Pvh,
 }
 
-/// The beginning of every `/init`: file systems, commands by name, and a line for the test.
-const PROLOGUE: &str = "#!/bin/sh
-/bin/busybox --install -s /bin
-export PATH=/bin
-mkdir -p /proc /sys /dev
-mount -t proc none /proc
-mount -t sysfs none /sys
-mount -t devtmpfs none /dev 2>/dev/null
-echo GUEST-UP $(uname -r)
-";
-
 /// A stock kernel in this form and an initramfs that runs the shell commands `script` after
 /// printing `GUEST-UP`; then it powers off. `None` where they are not to be had, after saying so.
 pub fn boot_files(flavour: Flavour, form: Form, script: &str) -> Option<BootFiles> {
+    boot_files_with(flavour, form, Builder::new(), script)
+}
+
+/// The same with the content of `files` besides.
+pub fn boot_files_with(
+    flavour: Flavour,
+    form: Form,
+    files: Builder,
+    script: &str,
+) -> Option<BootFiles> {
     let kernel = kernel(flavour, form)?;
-    let initrd = initramfs(flavour.is_32bit(), script)?;
+    let initrd = initramfs(flavour.is_32bit(), files, script)?;
     Some(BootFiles::from_bytes(kernel, Some(initrd)).expect("a stock kernel is one"))
 }
 
@@ -52,7 +51,7 @@ pub fn tiny_boot_files(modules: &[&str], script: &str) -> Option<BootFiles> {
     let image = obtained("image tiny", |store| store.find_or_build(Recipe::Tiny, &Silent))?;
     let kernel = boot::vmlinux::extract(read(image.kernel()), "tiny").expect("a bzImage");
     let load: String = modules.iter().map(|module| format!("modprobe {module}\n")).collect();
-    let init = format!("{PROLOGUE}{load}{script}\necho GUEST-DOWN\npoweroff -f\nsleep 10\n");
+    let init = workload::init(&format!("{load}{script}"));
     let archive = Builder::new().file("/init", 0o755, init).finish(Compression::None);
     // The kernel unpacks one archive after the other; the last file of a name stays.
     let mut initrd = read(image.initrd());
@@ -72,7 +71,7 @@ pub fn xen_boot_files(
 ) -> Option<BootFiles> {
     let xen = fetched("the Xen hypervisor", |store| kernels::xen(store, &Silent))?;
     let kernel = kernel(flavour, form)?;
-    let initrd = initramfs(flavour.is_32bit(), script)?;
+    let initrd = initramfs(flavour.is_32bit(), Builder::new(), script)?;
     let files = BootFiles::from_bytes(xen, None)
         .and_then(|files| files.with_module_bytes(kernel, "vmlinuz", cmdline))
         .and_then(|files| files.with_module_bytes(initrd, "initrd", ""));
@@ -87,11 +86,10 @@ fn kernel(flavour: Flavour, form: Form) -> Option<Vec<u8>> {
     })
 }
 
-fn initramfs(is_32bit: bool, script: &str) -> Option<Vec<u8>> {
+fn initramfs(is_32bit: bool, files: Builder, script: &str) -> Option<Vec<u8>> {
     let fetch = if is_32bit { kernels::busybox_32bit } else { kernels::busybox };
     let busybox = fetched("busybox", |store| fetch(store, &Silent))?;
-    let init = format!("{PROLOGUE}{script}\necho GUEST-DOWN\npoweroff -f\nsleep 10\n");
-    let archive = Builder::new().busybox(&busybox).file("/init", 0o755, init);
+    let archive = files.busybox(&busybox).file("/init", 0o755, workload::init(script));
     // Uncompressed: unpacking is not what is tested.
     Some(archive.finish(Compression::None).expect("fixed paths"))
 }

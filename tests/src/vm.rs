@@ -125,6 +125,13 @@ impl Setup {
         self
     }
 
+    /// With so many vCPUs.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.spec.cpus = cpus;
+        self
+    }
+
     /// With this policy.
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {

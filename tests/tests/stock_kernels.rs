@@ -10,42 +10,10 @@ use images::kernels::Flavour;
 use lifecycle::{Outcome, Policy};
 use ringfence_tests::stock::{Form, boot_files};
 use ringfence_tests::vm::{Guest, Setup, engine};
+use workload::kernel_log::complaints;
 
 /// Some ten times what a boot takes alone: the tests of a run share the host.
 const BOOT: Duration = Duration::from_secs(400);
-
-/// Words in kernel messages that say that something is wrong with the machine or the CPU.
-const COMPLAINTS: [&str; 22] = [
-    "BUG",
-    "Oops",
-    "WARNING: CPU",
-    "Call Trace",
-    "panic",
-    "Fatal",
-    "stall",
-    "unstable",
-    "lockup",
-    "nobody cared",
-    "spurious",
-    "calibrat",
-    "APIC error",
-    "ACPI Error",
-    "ACPI BIOS",
-    "Machine check",
-    "invalid opcode",
-    "general protection",
-    "unchecked MSR",
-    "too short",
-    "disabling IRQ",
-    "missed",
-];
-/// Messages with such a word that are no complaint, or that a stock kernel has to print here.
-const HARMLESS: [&str; 2] = [
-    // The clock's frequency is known.
-    "Calibrating delay loop (skipped)",
-    // What an old, small RTC says of its alarm.
-    "rtc_cmos",
-];
 
 /// Commands whose output shows that programs run as they should.
 const WORK: &str = "echo SUM $(seq 1 20000 | md5sum)
@@ -76,14 +44,6 @@ fn boots(flavour: Flavour, form: Form, last: &str, outcome: &Outcome, setup: fn(
     assert!(clock.iter().any(|clock| text.contains(clock)), "{}", guest.last_lines());
     let complaints = complaints(&text);
     assert!(complaints.is_empty(), "the kernel complains:\n{}", complaints.join("\n"));
-}
-
-fn complaints(text: &str) -> Vec<&str> {
-    let complains = |line: &&str| {
-        COMPLAINTS.iter().any(|word| line.contains(word))
-            && !HARMLESS.iter().any(|message| line.contains(message))
-    };
-    text.lines().filter(complains).collect()
 }
 
 #[test]
@@ -141,10 +101,4 @@ fn a_kernel_reboots_and_a_forced_triple_fault_ends_it() {
     );
     let outcome = guest.end(BOOT);
     assert!(matches!(outcome, Outcome::TripleFault(_)), "{outcome}:\n{}", guest.last_lines());
-}
-
-#[test]
-fn complaints_are_found() {
-    let text = "[    0.1] BUG: x\n[    1.2] Calibrating delay loop (skipped)\nfine\n";
-    assert_eq!(complaints(text), ["[    0.1] BUG: x"]);
 }

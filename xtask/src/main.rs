@@ -1,11 +1,12 @@
-//! Developer verbs: `cargo xtask ci|tidy|test|bench|fuzz|vmlinux|dump-block`.
+//! Developer verbs: `cargo xtask ci|tidy|test|bench|stress|fuzz|vmlinux|dump-block`.
 //!
 //! Few entry points, each one command that does everything: what continuous integration runs is
 //! `cargo xtask test`, and what a developer runs before a commit is `cargo xtask ci`.
 //!
 //! [`workspace`] knows where things are and starts cargo; [`tidy`] tests the repository itself;
-//! [`bench`] measures guests beside other machines; [`fuzz`] runs the fuzz targets of `fuzz/`;
-//! [`dump_block`] shows what the translator makes of guest code.
+//! [`bench`] measures guests beside other machines; [`stress`] compares a guest that has several
+//! vCPUs with the host; [`fuzz`] runs the fuzz targets of `fuzz/`; [`dump_block`] shows what the
+//! translator makes of guest code.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a command-line tool reports on standard output")]
@@ -14,6 +15,7 @@ mod bench;
 mod ci;
 mod dump_block;
 mod fuzz;
+mod stress;
 mod test;
 mod tidy;
 mod vmlinux;
@@ -41,6 +43,8 @@ enum Verb {
     Test(test::Options),
     /// Measure the interpreter and the boot time, or the guest benchmark suite, beside QEMU
     Bench(bench::Options),
+    /// Run the stress program in a guest with several vCPUs, compared with the host
+    Stress(stress::Options),
     /// Run a fuzz target (without a name: list them); needs a nightly toolchain and a C++ compiler
     Fuzz(fuzz::Options),
     /// Unpack the ELF kernel of a bzImage, for booting through its PVH entry
@@ -65,6 +69,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Tidy => tidy::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Stress(options) => stress::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Vmlinux(options) => vmlinux::run(&options),
         Verb::DumpBlock(options) => dump_block::run(&options),

@@ -46,7 +46,7 @@ const LAYERS: [Layer; 10] = [
     // Nothing that is shipped uses these.
     Layer {
         name: "checks",
-        crates: &["oracle", "ringfence-tests", "fuzz-bodies", "xtask"],
+        crates: &["oracle", "ringfence-tests", "workload", "fuzz-bodies", "xtask"],
         may_use: &[
             "definitions",
             "contracts",

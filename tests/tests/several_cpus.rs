@@ -1,0 +1,68 @@
+//! The stress program of `guests/stress` under a stock kernel with several vCPUs, compared with
+//! the host round by round. `STRESS_ROUNDS` says how many (1), `STRESS_SEED` which.
+//!
+//! `cargo xtask stress` does the same for as long as one likes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::Engine;
+use images::initramfs::Builder;
+use images::kernels::Flavour;
+use interpreter::Interpreter;
+use lifecycle::Outcome;
+use ringfence_tests::stock::{Form, boot_files_with};
+use ringfence_tests::vm::Setup;
+use translator::Translator;
+use workload::stress::{Comparison, Extent, GUEST_PATH, Plan, program};
+
+/// Some ten times what a run takes alone: the tests of a run share the host.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// A number from the environment.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+fn stress(engine: Arc<dyn Engine>, cpus: u32) {
+    let extent = Extent::Rounds(number("STRESS_ROUNDS").unwrap_or(1));
+    let seed = number("STRESS_SEED").unwrap_or(0x0073_6d70);
+    let plan = Plan { seed, threads: cpus, extent };
+    let program = std::fs::read(program()).expect("its build script has built it");
+    let files = Builder::new().file(GUEST_PATH, 0o755, program);
+    let script = plan.script();
+    let Some(files) = boot_files_with(Flavour::Cloud, Form::Pvh, files, &script) else { return };
+    let guest = Setup::new(engine, 512, files).cpus(cpus).cmdline("console=ttyS0 quiet").start();
+    let outcome = guest.end(LIMIT);
+    assert_eq!(outcome, Outcome::PoweredOff, "{}", guest.last_lines());
+    let mut comparison = Comparison::start(&plan).expect("the host runs it too");
+    let judged = guest.text().lines().try_for_each(|line| comparison.line(line));
+    if let Err(finding) = judged.and_then(|()| comparison.finish()) {
+        panic!("seed {seed}: {finding}\n{}", guest.last_lines());
+    }
+}
+
+fn translator() -> Arc<dyn Engine> {
+    Arc::new(Translator::new().expect("a host with BMI2 and AVX2"))
+}
+
+#[test]
+fn two_vcpus_of_the_interpreter_compute_as_the_host() {
+    stress(Arc::new(Interpreter::new()), 2);
+}
+
+#[test]
+fn four_vcpus_of_the_interpreter_compute_as_the_host() {
+    stress(Arc::new(Interpreter::new()), 4);
+}
+
+#[test]
+fn two_vcpus_of_the_translator_compute_as_the_host() {
+    stress(translator(), 2);
+}
+
+#[test]
+fn four_vcpus_of_the_translator_compute_as_the_host() {
+    stress(translator(), 4);
+}
