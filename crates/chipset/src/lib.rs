@@ -8,7 +8,7 @@
 //! has to come by itself, so an idle guest costs nothing.
 //!
 //! Key types: [`Uart`], [`Pic`], [`Pit`], [`IoApic`] with [`IsaLine`], [`AcpiPm`], [`KvmClock`],
-//! [`Rtc`], [`I8042`], [`DebugExit`].
+//! [`Rtc`], [`I8042`], [`FwCfg`], [`DebugExit`].
 //!
 //! Neighbours: `device` and `backend` hold the contracts, `state` the saved form; `machine` builds
 //! the devices, routes accesses to them and gives them clocks, timers and lines; `boot` describes
@@ -18,6 +18,7 @@
 
 mod acpi_pm;
 mod debug_exit;
+mod fw_cfg;
 #[cfg(test)]
 mod hammer;
 mod i8042;
@@ -33,6 +34,7 @@ mod uart;
 
 pub use acpi_pm::AcpiPm;
 pub use debug_exit::DebugExit;
+pub use fw_cfg::{DmaMemory, FwCfg, FwCfgItems, MAX_TRANSFER};
 pub use i8042::I8042;
 pub use ioapic::{IoApic, IsaLine};
 pub use kvm_clock::{CpuidLeaf, GuestMemoryWriter, GuestTsc, KvmClock};

@@ -24,6 +24,7 @@ mod clock;
 mod cpu_bus;
 mod engines;
 mod error;
+mod fw_cfg;
 pub mod host;
 mod listening;
 mod machine;

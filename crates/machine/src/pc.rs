@@ -9,6 +9,7 @@
 //! | UART COM1 | port 0x3f8 | ISA 4 |
 //! | i8042 | ports 0x60, 0x64, 0x92, 0xcf9 | ISA 1 and 12 |
 //! | ACPI | port 0x600 | ISA 9, the SCI |
+//! | fw_cfg | port 0x510 | |
 //! | debug exit (optional) | port 0xf4 | |
 //! | KVM clock | MSRs | |
 //! | PCI | ports 0xcf8, 0xcfc, memory that is nobody else's | see `pci_bus` |
@@ -22,8 +23,8 @@ use backend::{ConsoleOutput, Disk};
 use boot::MemoryMap;
 use boot::acpi::{AcpiSpec, IoApicSpec};
 use chipset::{
-    AcpiPm, DebugExit, GuestMemoryWriter, GuestTsc, I8042, IoApic, IsaLine, KvmClock, MemorySize,
-    Pic, Pit, Rtc, Uart,
+    AcpiPm, DebugExit, FwCfg, GuestMemoryWriter, GuestTsc, I8042, IoApic, IsaLine, KvmClock,
+    MemorySize, Pic, Pit, Rtc, Uart,
 };
 use device::{
     Answer, Device, GuestClock, InterruptLine, MsiSender, Nanos, PortIo, Timers, WallClock, Width,
@@ -36,7 +37,7 @@ use pci::Root;
 use crate::cpu_bus::PcBus;
 use crate::listening::ListeningUart;
 use crate::pci_bus::{self, BusSurroundings, PciBus};
-use crate::{MachineError, MachineSpec, MmioMap, PortMap, VmClock};
+use crate::{MachineError, MachineSpec, MmioMap, PortMap, VmClock, fw_cfg};
 
 /// What the devices are connected to.
 pub(crate) struct Surroundings<'a> {
@@ -103,6 +104,8 @@ impl Pc {
             Arc::new(ConfigPorts { reset: Arc::clone(&i8042), root: Arc::clone(&pci.root) });
         claim_wide(&mut ports, "pci-config", &[Root::PORTS], &config)?;
         claim_wide(&mut ports, "acpi-pm", &AcpiPm::PORTS, &acpi)?;
+        let fw_cfg = Arc::new(fw_cfg::device(spec, map, pci_bus::dma(ram, fabric))?);
+        claim_wide(&mut ports, "fw-cfg", &[FwCfg::PORTS], &fw_cfg)?;
         let mut mmio = MmioMap::default();
         mmio.insert("io-apic", IoApic::BASE, IoApic::SIZE, Arc::clone(&io_apic) as _)?;
         pci.claim(&mut mmio, map)?;
@@ -116,6 +119,7 @@ impl Pc {
             ("0", i8042),
             ("0", Arc::clone(&acpi) as _),
             ("0", Arc::clone(&kvm_clock) as _),
+            ("0", fw_cfg),
         ];
         let board = board.into_iter().map(|(instance, device)| (instance.into(), device));
         let mut devices: Vec<_> = board.chain(pci.devices.iter().cloned()).collect();
@@ -152,6 +156,7 @@ pub(crate) fn acpi_spec(cpus: u32, map: &MemoryMap) -> AcpiSpec {
         sci_irq: AcpiPm::SCI_IRQ,
         reset: I8042::RESET_REGISTER,
         century: Rtc::CENTURY,
+        fw_cfg: Some((FwCfg::PORTS.0, FwCfg::PORTS.1 as u8)),
         pci: Some(pci_bus::acpi_spec(map)),
         ..AcpiSpec::pc(&apic_ids)
     }

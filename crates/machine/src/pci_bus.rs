@@ -30,7 +30,7 @@ use crate::{MachineError, MmioMap, PortMap};
 /// Slot of the entropy device.
 const ENTROPY_SLOT: u8 = 1;
 /// Slot of the first disk.
-const FIRST_DISK_SLOT: u8 = 2;
+pub(crate) const FIRST_DISK_SLOT: u8 = 2;
 /// Slot of the LPC bridge.
 const LPC_SLOT: u8 = 0x1f;
 /// Input of the I/O APIC that PIRQA# leads to.
@@ -133,6 +133,14 @@ fn lpc_bridge(pic: &Pic, io_apic: &IoApic) -> LpcBridge {
     LpcBridge::new(AcpiPm::BASE, inputs, irqs.to_vec())
 }
 
+/// Guest RAM for devices.
+pub(crate) fn dma(ram: &Arc<GuestRam>, fabric: &Arc<Fabric>) -> Dma {
+    let vcpus = Arc::clone(fabric);
+    // A vCPU that looks up finds that code has changed.
+    let code_written = Arc::new(move || vcpus.mailboxes().iter().for_each(|m| m.kick()));
+    Dma::new(Arc::clone(ram), code_written)
+}
+
 /// The functions, while they are added.
 struct Population {
     dma: Dma,
@@ -144,11 +152,8 @@ struct Population {
 
 impl Population {
     fn new(around: &BusSurroundings<'_>, lpc: &LpcBridge) -> Self {
-        let vcpus = Arc::clone(around.fabric);
-        // A vCPU that looks up finds that code has changed.
-        let code_written = Arc::new(move || vcpus.mailboxes().iter().for_each(|m| m.kick()));
         Self {
-            dma: Dma::new(Arc::clone(around.ram), code_written),
+            dma: dma(around.ram, around.fabric),
             messages: Arc::clone(around.fabric) as _,
             lines: std::array::from_fn(|index| SharedLine::new(lpc.pirq(index))),
             functions: Vec::new(),

@@ -349,3 +349,33 @@ fn other_disks_than_the_specifications_are_refused() {
     let text = error.to_string();
     assert!(text.contains("no disks") && text.contains("4096 bytes"), "{text}");
 }
+
+#[test]
+fn fw_cfg_tells_of_the_machine() {
+    let pc = pc();
+    let item = |key: u32, len: usize| -> Vec<u8> {
+        pc.bus.port_write(0x510, Width::Word, key);
+        (0..len).map(|_| pc.read(0x511, Width::Byte) as u8).collect()
+    };
+    assert_eq!(item(0, 4), b"QEMU");
+    assert_eq!(item(3, 8), (16_u64 << 20).to_le_bytes());
+    assert_eq!(item(5, 2), [1, 0]);
+    let count = u32::from_be_bytes(item(0x19, 4).try_into().unwrap()) as usize;
+    let directory = item(0x19, 4 + 64 * count);
+    let names: Vec<&[u8]> = directory[4..]
+        .chunks(64)
+        .map(|entry| entry[8..].split(|byte| *byte == 0).next().unwrap())
+        .collect();
+    let expected: [&[u8]; 5] =
+        [b"bootorder", b"etc/acpi/rsdp", b"etc/acpi/tables", b"etc/e820", b"etc/table-loader"];
+    assert_eq!(names, expected);
+    // The root pointer by DMA, to 2 MiB.
+    let ram = pc.machine.ram();
+    let request = [0x21_000a_u32.to_be_bytes(), 36_u32.to_be_bytes()].concat();
+    ram.write(Gpa(0x1000), &[request, 0x20_0000_u64.to_be_bytes().to_vec()].concat()).unwrap();
+    pc.bus.port_write(0x518, Width::Dword, 0x1000_u32.swap_bytes());
+    let (mut control, mut rsdp) = ([1; 4], [0; 8]);
+    ram.read(Gpa(0x1000), &mut control).unwrap();
+    ram.read(Gpa(0x20_0000), &mut rsdp).unwrap();
+    assert_eq!((control, &rsdp), ([0; 4], b"RSD PTR "));
+}

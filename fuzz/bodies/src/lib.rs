@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod fw_cfg;
 mod input;
 mod interpreter_step;
 mod kernel_loader;
@@ -17,6 +18,7 @@ mod pci_config;
 mod saved_state;
 mod virtqueue;
 
+pub use fw_cfg::fw_cfg;
 pub use input::Input;
 pub use interpreter_step::interpreter_step;
 pub use kernel_loader::kernel_loader;
@@ -29,7 +31,8 @@ pub use virtqueue::virtqueue;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
+    ("fw_cfg", fw_cfg),
     ("interpreter_step", interpreter_step),
     ("kernel_loader", kernel_loader),
     ("page_walk", page_walk),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use backend::{ConsoleOutput, MemoryDisk};
-use chipset::{AcpiPm, DebugExit, GuestMemoryWriter, GuestTsc, I8042, IoApic, KvmClock};
-use chipset::{MemorySize, Pic, Pit, Rtc, Uart};
+use chipset::{AcpiPm, DebugExit, DmaMemory, FwCfg, FwCfgItems, GuestMemoryWriter, GuestTsc};
+use chipset::{I8042, IoApic, KvmClock, MemorySize, Pic, Pit, Rtc, Uart};
 use device::testing::{ManualTime, RecordingLine};
 use device::{Answer, Device, Message, Mmio, MsiSender, Nanos, PortIo, Width};
 use engine::VcpuState;
@@ -194,6 +194,16 @@ impl GuestMemoryWriter for Nowhere {
     }
 }
 
+impl DmaMemory for Nowhere {
+    fn read(&self, gpa: u64, _to: &mut [u8]) -> bool {
+        gpa < 1 << 20
+    }
+
+    fn write(&self, gpa: u64, _from: &[u8]) -> bool {
+        gpa < 1 << 20
+    }
+}
+
 impl GuestTsc for Nowhere {
     fn khz(&self) -> u32 {
         2_000_000
@@ -206,6 +216,7 @@ impl GuestTsc for Nowhere {
 
 const UART_PORTS: [(u16, u16); 1] = [(Uart::COM1, Uart::PORTS)];
 const RTC_PORTS: [(u16, u16); 1] = [Rtc::PORTS];
+const FW_CFG_PORTS: [(u16, u16); 1] = [FwCfg::PORTS];
 const PCI_PORTS: [(u16, u16); 1] = [Root::PORTS];
 const EXIT_PORTS: [(u16, u16); 1] = [(DebugExit::PORT, DebugExit::PORTS)];
 
@@ -225,6 +236,10 @@ fn subjects(time: &Arc<ManualTime>) -> Vec<Subject> {
         ),
         Subject::Ports(Box::new(I8042::new(line(), line())), &I8042::PORTS),
         Subject::Ports(Box::new(DebugExit), &EXIT_PORTS),
+        Subject::Ports(
+            Box::new(FwCfg::new(FwCfgItems::new(1 << 20, 1), Arc::new(Nowhere))),
+            &FW_CFG_PORTS,
+        ),
         Subject::Registers(IoApic::new(Arc::new(Nowhere))),
         Subject::Clock(KvmClock::new(
             2,

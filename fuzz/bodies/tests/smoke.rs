@@ -70,4 +70,12 @@ macro_rules! smoke_tests {
     };
 }
 
-smoke_tests!(interpreter_step, kernel_loader, page_walk, pci_config, saved_state, virtqueue);
+smoke_tests!(
+    fw_cfg,
+    interpreter_step,
+    kernel_loader,
+    page_walk,
+    pci_config,
+    saved_state,
+    virtqueue
+);

@@ -33,7 +33,8 @@ pub(super) fn build(spec: &AcpiSpec) -> Sdt {
         }
         None => Vec::new(),
     };
-    let devices = [bus, serial(), clock(), motherboard(spec), processors(spec)].concat();
+    let fw_cfg = spec.fw_cfg.map(fw_cfg).unwrap_or_default();
+    let devices = [bus, serial(), clock(), fw_cfg, motherboard(spec), processors(spec)].concat();
     dsdt.append_slice(&Scope::raw("_SB_".into(), devices));
     dsdt
 }
@@ -66,6 +67,21 @@ fn serial() -> Vec<u8> {
 /// The real-time clock.
 fn clock() -> Vec<u8> {
     device("RTC_", "PNP0B00", 0, vec![&ports(RTC_PORT, 2), &isa_interrupt(RTC_IRQ)])
+}
+
+/// QEMU's fw_cfg, as its drivers look for it (QEMU `docs/specs/fw_cfg`).
+fn fw_cfg((first, count): (u16, u8)) -> Vec<u8> {
+    /// Present, enabled, working, and not to be shown to users.
+    const STATUS: u8 = 0b1011;
+    let id: AmlString = "QEMU0002".into();
+    bytes(&Device::new(
+        "FWCF".into(),
+        vec![
+            &Name::new("_HID".into(), &id),
+            &Name::new("_STA".into(), &STATUS),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports(first, count)])),
+        ],
+    ))
 }
 
 /// Ports, and the addresses of ECAM, that no driver may take for something else.

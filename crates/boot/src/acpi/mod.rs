@@ -3,13 +3,15 @@
 //! The machine is a classic PC, not a hardware-reduced one: PM1 event and control registers with a
 //! fixed power button, the power-management timer, GPE0, a reset register, always in ACPI mode
 //! (there is no SMI command port). [`build`] places all tables in the ROM area, where kernels
-//! search for the RSDP: the FADT is in `fadt.rs`, the DSDT in `dsdt.rs`, what there is of PCI in
+//! search for the RSDP; [`files`] makes files of them for firmware that places them itself. The FADT
+//! is in `fadt.rs`, the DSDT in `dsdt.rs`, what there is of PCI in
 //! `pci.rs`.
 //!
 //! Neighbours: `chipset` has the devices that the tables describe.
 
 mod dsdt;
 mod fadt;
+mod loader;
 mod pci;
 
 use acpi_tables::Aml;
@@ -19,6 +21,7 @@ use acpi_tables::sdt::Sdt;
 use memory::{Gpa, GuestRam};
 
 use crate::BootError;
+pub use loader::{TableFiles, files};
 pub use pci::PciSpec;
 
 /// Where the tables lie; the RSDP comes first.
@@ -63,6 +66,8 @@ pub struct AcpiSpec {
     pub century: u8,
     /// Whether an 8042 keyboard controller is to be probed.
     pub has_8042: bool,
+    /// First port and number of ports of fw_cfg, if there is one.
+    pub fw_cfg: Option<(u16, u8)>,
     /// The PCI bus, if there is one.
     pub pci: Option<PciSpec>,
 }
@@ -80,7 +85,7 @@ pub struct IoApicSpec {
 
 impl AcpiSpec {
     /// The platform `pc` with these processors, as q35 has it: power management at port 0x600,
-    /// SCI on interrupt 9, reset by writing 6 to port 0xcf9, no 8042, no PCI.
+    /// SCI on interrupt 9, reset by writing 6 to port 0xcf9, no 8042, no fw_cfg, no PCI.
     pub fn pc(apic_ids: &[u32]) -> Self {
         Self {
             apic_ids: apic_ids.to_vec(),
@@ -92,6 +97,7 @@ impl AcpiSpec {
             reset: (0xcf9, 6),
             century: 0x32,
             has_8042: false,
+            fw_cfg: None,
             pci: None,
         }
     }
@@ -127,23 +133,41 @@ const MAX_PROCESSORS: usize = 1024;
 /// have room for, [`BootError::Memory`].
 pub fn build(spec: &AcpiSpec, ram: &GuestRam) -> Result<u64, BootError> {
     check(spec)?;
-    let mut area = Area::default();
+    let mut area = Area { base: AREA, bytes: Vec::new() };
     let rsdp_at = area.append(&vec![0; Rsdp::len()]);
+    let tables = place(spec, &mut area);
+    let rsdp = bytes(&Rsdp::new(OEM_ID, tables.xsdt));
+    area.bytes[..rsdp.len()].copy_from_slice(&rsdp);
+    debug_assert!(area.bytes.len() as u64 <= AREA_END - AREA);
+    ram.write(Gpa(AREA), &area.bytes)?;
+    Ok(rsdp_at)
+}
+
+/// Where the tables lie.
+struct Tables {
+    fadt: u64,
+    xsdt: u64,
+    /// Those with the usual header, the XSDT last.
+    with_header: Vec<u64>,
+    /// Those that the XSDT lists.
+    listed: usize,
+}
+
+/// Puts the tables but the RSDP behind what is in `area`.
+fn place(spec: &AcpiSpec, area: &mut Area) -> Tables {
     let facs = area.append(&bytes(&FACS::new()));
     let dsdt = area.append(dsdt::build(spec).as_slice());
     let fadt = area.append(&bytes(&fadt::build(spec, facs as u32, dsdt as u32)));
     let madt = area.append(madt(spec).as_slice());
     let mcfg = spec.pci.as_ref().map(|pci| area.append(&bytes(&pci::mcfg(pci))));
     let mut xsdt = table(*b"XSDT", 1);
-    for address in [fadt, madt].into_iter().chain(mcfg) {
+    let listed: Vec<u64> = [fadt, madt].into_iter().chain(mcfg).collect();
+    for address in &listed {
         xsdt.append_slice(&address.to_le_bytes());
     }
     let xsdt = area.append(xsdt.as_slice());
-    let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
-    area.0[..rsdp.len()].copy_from_slice(&rsdp);
-    debug_assert!(area.0.len() as u64 <= AREA_END - AREA);
-    ram.write(Gpa(AREA), &area.0)?;
-    Ok(rsdp_at)
+    let with_header = [vec![dsdt], listed.clone(), vec![xsdt]].concat();
+    Tables { fadt, xsdt, with_header, listed: listed.len() }
 }
 
 fn check(spec: &AcpiSpec) -> Result<(), BootError> {
@@ -172,17 +196,20 @@ fn check(spec: &AcpiSpec) -> Result<(), BootError> {
     Ok(())
 }
 
-/// The tables one after the other, from [`AREA`] on.
-#[derive(Default)]
-struct Area(Vec<u8>);
+/// Tables one after the other.
+struct Area {
+    /// Address of the first byte.
+    base: u64,
+    bytes: Vec<u8>,
+}
 
 impl Area {
     /// Address at which the table now lies.
     fn append(&mut self, table: &[u8]) -> u64 {
-        let at = self.0.len().next_multiple_of(ALIGNMENT);
-        self.0.resize(at, 0);
-        self.0.extend_from_slice(table);
-        AREA + at as u64
+        let at = self.bytes.len().next_multiple_of(ALIGNMENT);
+        self.bytes.resize(at, 0);
+        self.bytes.extend_from_slice(table);
+        self.base + at as u64
     }
 }
 

@@ -217,3 +217,81 @@ fn the_reference_disassembler_finds_no_fault() {
         }
     }
 }
+
+/// What firmware does with the files: places them at `at` and executes the commands.
+fn placed_by_firmware(spec: &AcpiSpec, at: u64) -> (Vec<u8>, Vec<u8>) {
+    let mut all = files(spec).unwrap();
+    let (name, commands) = all.pop().unwrap();
+    assert_eq!(name, "etc/table-loader");
+    let [(rsdp_name, mut rsdp), (tables_name, mut tables)] = all.try_into().unwrap();
+    assert_eq!((rsdp_name, tables_name), ("etc/acpi/rsdp", "etc/acpi/tables"));
+    let mut allocated = Vec::new();
+    for command in commands.chunks_exact(128) {
+        let text = |at: usize| {
+            let name = &command[at..at + 56];
+            assert_eq!(name[55], 0);
+            String::from_utf8(name.split(|byte| *byte == 0).next().unwrap().to_vec()).unwrap()
+        };
+        let name = text(4);
+        let file = if name == rsdp_name { &mut rsdp } else { &mut tables };
+        match u32_of(command, 0) {
+            1 => allocated.push((name, u32_of(command, 60), command[64])),
+            2 => {
+                assert_eq!(text(60), tables_name);
+                let (field, size) = (u32_of(command, 116) as usize, usize::from(command[120]));
+                let mut pointer = [0; 8];
+                pointer[..size].copy_from_slice(&file[field..field + size]);
+                let pointer = u64::from_le_bytes(pointer);
+                assert!(pointer < 0x1_0000, "an offset in the file");
+                file[field..field + size].copy_from_slice(&(pointer + at).to_le_bytes()[..size]);
+            }
+            3 => {
+                let [field, start, len] = [60, 64, 68].map(|at| u32_of(command, at) as usize);
+                assert_eq!(file[field], 0);
+                let sum = file[start..start + len].iter().fold(0_u8, |sum, b| sum.wrapping_add(*b));
+                file[field] = 0_u8.wrapping_sub(sum);
+            }
+            other => panic!("command {other}"),
+        }
+    }
+    let expected = [(rsdp_name.to_owned(), 16, 2), (tables_name.to_owned(), 64, 1)];
+    assert_eq!(allocated, expected);
+    (rsdp, tables)
+}
+
+/// Firmware that places the tables where they lie without it makes the same of them.
+#[test]
+fn the_files_become_the_same_tables() {
+    for spec in [AcpiSpec::pc(&[0]), with_pci(), AcpiSpec::pc(&(0..300).collect::<Vec<_>>())] {
+        let (ram, rsdp_at) = guest(&spec);
+        // Behind the RSDP, at the next multiple of the alignment.
+        let at = AREA + ALIGNMENT as u64;
+        let (rsdp, tables) = placed_by_firmware(&spec, at);
+        assert_eq!(read(&ram, rsdp_at, rsdp.len()), rsdp);
+        assert_eq!(read(&ram, at, tables.len()), tables);
+    }
+}
+
+#[test]
+fn the_files_can_lie_anywhere() {
+    let (rsdp, tables) = placed_by_firmware(&with_pci(), 0x7fff_0000);
+    assert_sum(&rsdp[..20]);
+    assert_sum(&rsdp);
+    let xsdt = (u64_of(&rsdp, 24) - 0x7fff_0000) as usize;
+    let xsdt = &tables[xsdt..];
+    let xsdt = &xsdt[..u32_of(xsdt, 4) as usize];
+    assert!(xsdt.starts_with(b"XSDT"));
+    assert_sum(xsdt);
+    for (entry, signature) in xsdt[36..].chunks(8).zip([b"FACP", b"APIC", b"MCFG"]) {
+        let table = &tables[(u64_of(entry, 0) - 0x7fff_0000) as usize..];
+        assert!(table.starts_with(signature));
+        assert_sum(&table[..u32_of(table, 4) as usize]);
+    }
+}
+
+#[test]
+fn fw_cfg_is_a_device_where_there_is_one() {
+    let has = |spec: &AcpiSpec| tables(spec)[2].windows(8).any(|bytes| bytes == b"QEMU0002");
+    assert!(!has(&AcpiSpec::pc(&[0])));
+    assert!(has(&AcpiSpec { fw_cfg: Some((0x510, 12)), ..AcpiSpec::pc(&[0]) }));
+}
