@@ -68,10 +68,10 @@ fn a_kernel_gets_its_modules_on_the_translator() {
 const DOM0: &str = "echo GUEST-TYPE $(cat /sys/hypervisor/type) $(cat /sys/hypervisor/guest_type)
 echo SUM $(seq 1 20000 | md5sum)";
 
-fn xen(engine: Arc<dyn Engine>, form: Form, options: &str) {
+fn xen(engine: Arc<dyn Engine>, form: Form) {
     let Some(boot) = xen_boot_files(Flavour::Amd64, form, "console=hvc0", DOM0) else { return };
-    let cmdline = format!("console=com1 com1=115200,8n1 loglvl=all dom0_mem=512M {options}");
-    let guest = Setup::new(engine, 1024, boot).cmdline(&cmdline).start();
+    let cmdline = "console=com1 com1=115200,8n1 loglvl=all dom0_mem=512M";
+    let guest = Setup::new(engine, 1024, boot).cmdline(cmdline).start();
     guest.expect("GUEST-UP", XEN);
     let outcome = guest.end(XEN);
     let text = guest.text();
@@ -93,11 +93,11 @@ fn xen(engine: Arc<dyn Engine>, form: Form, options: &str) {
 /// With an unpacked kernel as its first domain, which spares Xen the unpacking.
 #[test]
 fn xen_boots_a_stock_kernel_as_its_first_domain() {
-    xen(translator(), Form::Pvh, "no-real-mode");
+    xen(translator(), Form::Pvh);
 }
 
 #[test]
 #[ignore = "takes the interpreter minutes: run in release builds"]
 fn xen_boots_a_bzimage_on_the_interpreter() {
-    xen(interpreter(), Form::BzImage, "no-real-mode");
+    xen(interpreter(), Form::BzImage);
 }

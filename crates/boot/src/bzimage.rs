@@ -147,7 +147,7 @@ pub(crate) fn load(image: &BzImage, request: &Request<'_>) -> Result<EntryState,
     let Request { ram, source, map, .. } = *request;
     let name = source.name();
     check_end(name, map, image.end)?;
-    low::write_bios_data_area(ram)?;
+    low::write_bios(ram, map)?;
     low::write_cmdline(ram, name, request.payload.cmdline, image.cmdline_limit)?;
     source.copy_to_ram(image.kernel_offset, image.kernel_len, ram, image.address)?;
     let initrd = match request.payload.initrd {

@@ -31,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+mod bios;
 mod bzimage;
 mod elf;
 mod entry;

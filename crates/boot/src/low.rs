@@ -2,6 +2,7 @@
 //!
 //! | range | content |
 //! | --- | --- |
+//! | 0..0x400 | interrupt vector table, see `bios` |
 //! | 0x400..0x500 | BIOS data area: where the extended one lies, and the base memory |
 //! | 0x500..0x540 | the descriptors that the entry state's segments came from |
 //! | 0x1000..0x1080 | TSS of the PVH entry |
@@ -19,7 +20,7 @@
 use memory::{Gpa, GuestRam};
 
 use crate::map::BASE_MEMORY_KIB;
-use crate::{BootError, MemoryMap};
+use crate::{BootError, MemoryMap, bios};
 
 /// Word that holds the segment of the extended BIOS data area.
 const BDA_EBDA_SEGMENT: u64 = 0x40e;
@@ -50,8 +51,10 @@ pub(crate) const CMDLINE: u64 = 0x2_0000;
 /// Bytes for it with the zero that ends it.
 pub(crate) const CMDLINE_LEN: u64 = 0x1_0000;
 
-/// Fills in the part of the BIOS data area that kernels read to find the end of low memory.
-pub(crate) fn write_bios_data_area(ram: &GuestRam) -> Result<(), BootError> {
+/// Fills in the part of the BIOS data area that kernels read to find the end of low memory, and
+/// what else there is of a BIOS.
+pub(crate) fn write_bios(ram: &GuestRam, map: &MemoryMap) -> Result<(), BootError> {
+    bios::install(ram, map)?;
     let ebda_segment = (MemoryMap::LOW_USABLE_END >> 4) as u16;
     ram.write(Gpa(BDA_EBDA_SEGMENT), &ebda_segment.to_le_bytes())?;
     ram.write(Gpa(BDA_BASE_MEMORY), &BASE_MEMORY_KIB.to_le_bytes())?;

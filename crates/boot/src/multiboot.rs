@@ -162,7 +162,7 @@ pub(crate) fn load(
         return Err(BootError::CmdlineZero(at));
     }
     check_end(source.name(), map, kernel.end())?;
-    low::write_bios_data_area(ram)?;
+    low::write_bios(ram, map)?;
     // Before the kernel, which may lie where the TSS is that nobody needs.
     let entry = kernel.entry;
     let state = EntryState::Multiboot { entry, info: 0 };

@@ -105,7 +105,7 @@ pub(crate) fn load(kernel: &PvhKernel, request: &Request<'_>) -> Result<EntrySta
     let Request { ram, source, map, .. } = *request;
     let name = source.name();
     check_end(name, map, kernel.end())?;
-    low::write_bios_data_area(ram)?;
+    low::write_bios(ram, map)?;
     low::write_cmdline(ram, name, request.payload.cmdline, low::CMDLINE_LEN)?;
     load_segments(&kernel.segments, source, ram)?;
     let initrd = match request.payload.initrd {

@@ -20,14 +20,14 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use memory::{Gpa, GuestRam};
 
-use crate::BootError;
+use crate::{BootError, bios};
 pub use loader::{TableFiles, files};
 pub use pci::PciSpec;
 
 /// Where the tables lie; the RSDP comes first.
 const AREA: u64 = 0xe_0000;
-/// End of the area that kernels search (ACPI 6.4, 5.2.5.1).
-const AREA_END: u64 = 0x10_0000;
+/// End of the room for the tables in the area that kernels search (ACPI 6.4, 5.2.5.1).
+const AREA_END: u64 = bios::START;
 /// Alignment of each table: the FACS wants it, and it separates the tables in dumps.
 const ALIGNMENT: usize = 64;
 
