@@ -224,7 +224,7 @@ fn hypercalls_wake_or_say_that_they_are_unknown() {
     };
     let woken = || {
         let mut woken = false;
-        pc.mailbox.drain(|event| woken |= event == lapic::Event::Wake);
+        pc.mailbox.drain(|event| woken |= event == Event::Wake);
         woken
     };
     assert_eq!((call(1, 0, 0), call(1, 3, 0)), (-1000, -1));
