@@ -12,6 +12,7 @@
 mod fw_cfg;
 mod input;
 mod interpreter_step;
+mod interrupts;
 mod kernel_loader;
 mod page_walk;
 mod pci_config;
@@ -21,6 +22,7 @@ mod virtqueue;
 pub use fw_cfg::fw_cfg;
 pub use input::Input;
 pub use interpreter_step::interpreter_step;
+pub use interrupts::interrupts;
 pub use kernel_loader::kernel_loader;
 pub use page_walk::page_walk;
 pub use pci_config::pci_config;
@@ -31,9 +33,10 @@ pub use virtqueue::virtqueue;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("fw_cfg", fw_cfg),
     ("interpreter_step", interpreter_step),
+    ("interrupts", interrupts),
     ("kernel_loader", kernel_loader),
     ("page_walk", page_walk),
     ("pci_config", pci_config),

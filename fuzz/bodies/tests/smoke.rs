@@ -73,6 +73,7 @@ macro_rules! smoke_tests {
 smoke_tests!(
     fw_cfg,
     interpreter_step,
+    interrupts,
     kernel_loader,
     page_walk,
     pci_config,
