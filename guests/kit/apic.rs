@@ -44,6 +44,20 @@ pub const PERIODIC: u32 = 1 << 17;
 pub const DEADLINE: u32 = 2 << 17;
 /// LVT delivery mode: external interrupt from the PIC.
 pub const EXTINT: u32 = 7 << 8;
+/// ICR: delivery mode lowest priority.
+pub const ICR_LOWEST: u32 = 1 << 8;
+/// ICR: delivery mode INIT.
+pub const ICR_INIT: u32 = 5 << 8;
+/// ICR: delivery mode start-up, with the page number of the code as vector.
+pub const ICR_STARTUP: u32 = 6 << 8;
+/// ICR: the destination is logical.
+pub const ICR_LOGICAL: u32 = 1 << 11;
+/// ICR: delivery pending (xAPIC mode).
+pub const ICR_PENDING: u32 = 1 << 12;
+/// ICR: destination shorthand all including self.
+pub const ICR_ALL: u32 = 2 << 18;
+/// ICR: destination shorthand all excluding self.
+pub const ICR_OTHERS: u32 = 3 << 18;
 /// ICR: delivery mode NMI.
 pub const ICR_NMI: u32 = 4 << 8;
 /// ICR: level assert.
@@ -109,6 +123,21 @@ pub fn eoi() {
 /// Sends a fixed interrupt to this processor.
 pub fn self_ipi(vector: u8) {
     write(reg::ICR, ICR_SELF | ICR_ASSERT | u32::from(vector));
+}
+
+/// Sends an interprocessor interrupt: `command` is the low half of the ICR,
+/// `destination` a physical or logical ID in the form of the present mode.
+pub fn ipi(destination: u32, command: u32) {
+    if is_x2apic() {
+        // WRMSR to the ICR does not wait for earlier stores (SDM vol. 3A 11.12.3).
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+        return cpu::wrmsr(0x830, u64::from(destination) << 32 | u64::from(command));
+    }
+    write(reg::ICR_HIGH, destination << 24);
+    write(reg::ICR, command);
+    while read(reg::ICR) & ICR_PENDING != 0 {
+        core::hint::spin_loop();
+    }
 }
 
 /// Whether a vector's bit is set in a 256-bit register (ISR, TMR or IRR).

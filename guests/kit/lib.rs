@@ -1,8 +1,9 @@
 //! The kit of the bare-machine test programs: everything between the PVH
 //! entry point and a check.
 //!
-//! A program is a `no_std` ELF file that owns a whole (virtual) PC with one
-//! processor. [`program!`] names its main function, which receives a
+//! A program is a `no_std` ELF file that owns a whole (virtual) PC and runs on
+//! one processor of it, unless it starts the others with [`smp`].
+//! [`program!`] names its main function, which receives a
 //! [`Report`] and makes checks. The pieces:
 //!
 //! * [`boot`]: PVH entry in 32-bit protected mode, page tables, long mode.
@@ -15,13 +16,14 @@
 //!   virtual-8086 mode; [`real`]: in real mode.
 //! * [`page`]: the page-table editor and the test window.
 //! * [`apic`], [`ioapic`], [`pic`], [`pit`]: the interrupt hardware.
+//! * [`smp`]: the other processors, and work for them.
 //! * [`cpu`]: control registers, MSRs, CPUID, time-stamp counter.
 //! * [`report`]: the PASS, FAIL and SKIP lines and the exit status.
 //!
 //! # Safety
 //! Most functions here are declared safe although they change machine state
-//! that Rust knows nothing of: a program owns the machine, runs on one
-//! processor, and exists to provoke faults. What the compiler relies on (its
+//! that Rust knows nothing of: a program owns the machine and exists to provoke
+//! faults. Nothing but [`smp`] and what it names is for several processors. What the compiler relies on (its
 //! own stack, code and data) is never mapped away by the kit, and every
 //! exception stack is separate from the running one.
 
@@ -40,6 +42,7 @@ pub mod port;
 pub mod real;
 pub mod report;
 pub mod serial;
+pub mod smp;
 pub mod snippet;
 pub mod tables;
 pub mod trap;
@@ -50,7 +53,7 @@ pub use trap::{Outcome, Trap};
 
 use core::cell::UnsafeCell;
 
-/// A static that the single processor mutates without locking.
+/// A static that one processor mutates without locking.
 ///
 /// Interrupt hooks may run between any two instructions, so shared data is
 /// read and written through raw pointers with volatile accesses, or only
@@ -58,7 +61,8 @@ use core::cell::UnsafeCell;
 #[repr(transparent)]
 pub struct Global<T>(UnsafeCell<T>);
 
-// SAFETY: there is one processor and no thread; see the type's contract.
+// SAFETY: one processor uses a value, or all use it through raw pointers under
+// rules of their own; see the type's contract.
 unsafe impl<T> Sync for Global<T> {}
 
 impl<T> Global<T> {

@@ -5,6 +5,7 @@
 
 use crate::{Frame4K, Global, ZERO_FRAME, boot, cpu};
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Bits of page-table entries.
 pub mod bit {
@@ -51,6 +52,13 @@ impl Entry {
     pub fn get(self) -> u64 {
         // SAFETY: entries lie in live, identity-mapped tables.
         unsafe { self.0.read_volatile() }
+    }
+
+    /// Writes `new` if the entry is `old`, in one locked access; whether it was.
+    pub fn exchange(self, old: u64, new: u64) -> bool {
+        // SAFETY: as for `get`; the entry is aligned.
+        let entry = unsafe { AtomicU64::from_ptr(self.0) };
+        entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Writes the entry; invalidation is the caller's business.

@@ -79,21 +79,26 @@ pub struct Tss {
     pub bitmap: [u8; 8193],
 }
 
+impl Tss {
+    /// All zeros; [`load`] and who else uses one says where the bitmap is.
+    pub const ZERO: Self = Self {
+        reserved0: 0,
+        rsp: [0; 3],
+        reserved1: 0,
+        ist: [0; 7],
+        reserved2: 0,
+        reserved3: 0,
+        io_map: 0,
+        bitmap: [0; 8193],
+    };
+}
+
 /// The limit of the TSS without I/O bitmap.
 pub const TSS_LIMIT: u32 = 103;
 
 static GDT: Global<[u64; 64]> = Global::new([0; 64]);
 static IDT: Global<[[u64; 2]; 256]> = Global::new([[0; 2]; 256]);
-static TSS: Global<Tss> = Global::new(Tss {
-    reserved0: 0,
-    rsp: [0; 3],
-    reserved1: 0,
-    ist: [0; 7],
-    reserved2: 0,
-    reserved3: 0,
-    io_map: 104,
-    bitmap: [0; 8193],
-});
+static TSS: Global<Tss> = Global::new(Tss::ZERO);
 static IST_STACKS: Global<[[Frame4K; 4]; 7]> = Global::new([[ZERO_FRAME; 4]; 7]);
 static RSP0_STACK: Global<[Frame4K; 4]> = Global::new([ZERO_FRAME; 4]);
 
@@ -289,12 +294,18 @@ pub fn load() {
         tss().ist[usize::from(index) - 1] = ist_top(index);
     }
     tss().rsp[0] = rsp0_top();
+    tss().io_map = TSS_LIMIT as u16 + 1;
     for vector in 0..=255 {
         restore_gate(vector);
     }
     load_gdt(gdt_pointer());
     load_idt(idt_pointer());
     load_tr(TSS_LIMIT);
+    load_segments();
+}
+
+/// Loads the segment registers from the kit's GDT, or from a copy of it.
+pub fn load_segments() {
     // SAFETY: both selectors name flat descriptors of the table just loaded.
     unsafe {
         // After a reset the LDT register is not null but usable.

@@ -18,12 +18,37 @@ macro_rules! corpus {
     ($($name:ident: $engine:expr),+ $(,)?) => {$(
         mod $name {
             fn run(program: &str) {
-                super::run(program, std::sync::Arc::new($engine));
+                run_on(program, 1);
+            }
+
+            fn run_on(program: &str, cpus: u32) {
+                super::run(program, std::sync::Arc::new($engine), cpus);
             }
 
             each_program!(run);
+            several_cpus!(run_on);
         }
     )+};
+}
+
+/// The programs for several vCPUs, on more than the one that all programs run on.
+macro_rules! several_cpus {
+    ($run:expr) => {
+        #[test]
+        fn smp_on_two_vcpus() {
+            $run("smp", 2);
+        }
+
+        #[test]
+        fn smp_on_three_vcpus() {
+            $run("smp", 3);
+        }
+
+        #[test]
+        fn smp_on_four_vcpus() {
+            $run("smp", 4);
+        }
+    };
 }
 
 corpus! {
@@ -45,7 +70,7 @@ mod kvm {
             Ok((Speed::Emulated(_), _)) if !PASS_WHEN_EMULATED.contains(&program) => {
                 eprintln!("SKIPPED {program} on kvm: this KVM is emulated");
             }
-            Ok((_, kvm)) => super::run(program, std::sync::Arc::new(kvm)),
+            Ok((_, kvm)) => super::run(program, std::sync::Arc::new(kvm), 1),
         }
     }
 
@@ -53,21 +78,21 @@ mod kvm {
 }
 
 /// Far above what a program takes alone: the tests of a run share the host.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 /// What a program in which nothing failed writes to the debug-exit port.
 const SUCCESS: Outcome = Outcome::DebugExit(0);
 
-fn run(program: &str, engine: Arc<dyn Engine>) {
+fn run(program: &str, engine: Arc<dyn Engine>, cpus: u32) {
     let (_, path) = all().iter().find(|(name, _)| *name == program).expect("a program");
     let elf = std::fs::read(path).expect("the build script has built it");
     let boot = BootFiles::from_bytes(elf, None).expect("an ELF file with a PVH note");
-    let guest = Setup::new(engine, 128, boot).debug_exit().start();
+    let guest = Setup::new(engine, 128, boot).cpus(cpus).debug_exit().start();
     let outcome = guest.end(LIMIT);
     let output = guest.text();
     let verdict = judge(&output, &known_deviations(Oracle::Exact, program));
     assert!(
         verdict.is_success() && outcome == SUCCESS,
-        "{program}: {outcome}; {} passed\n{}\nthe console ends with\n{}",
+        "{program} on {cpus} vCPUs: {outcome}; {} passed\n{}\nthe console ends with\n{}",
         verdict.passed,
         verdict.failures.join("\n"),
         guest.last_lines(),
