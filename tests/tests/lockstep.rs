@@ -20,6 +20,7 @@ use machine::MachineSpec;
 use oracle::random::Random;
 use ringfence_tests::guests;
 use ringfence_tests::lockstep::{Divergence, Lockstep, Plan, Summary};
+use ringfence_tests::settings::number;
 use ringfence_tests::stock::{Form, boot_files};
 use translator::{Options, Translator};
 
@@ -43,12 +44,6 @@ const SCRIPT: &str = "n=0; while [ $n -lt 20 ]; do n=$((n + 1)); /bin/true; done
 echo SUM $(seq 1 20000 | md5sum)
 echo FLOAT $(awk 'BEGIN { for (i = 1; i < 2000; i++) s += i * 1.5 / (i + 1); printf \"%.9e\", s }')
 sleep 1";
-
-/// A number from the environment.
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
-}
 
 /// From power-on, for the time of a test.
 fn plan() -> Plan {

@@ -10,20 +10,11 @@ use interpreter::Interpreter;
 use oracle::{
     Case, Plan, Subject, SubjectError, SubjectOutcome, Summary, VcpuSubject, WarmSubject, check,
 };
+use ringfence_tests::settings::number;
 use translator::Translator;
 
 const SEED: u64 = 0x5269_6e67;
 const CASES: u64 = 100_000;
-
-/// A number from the environment, decimal or with `0x`.
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    Some(parsed.unwrap_or_else(|error| panic!("{name}={text}: {error}")))
-}
 
 fn plan(cases: u64) -> Plan {
     let plan = Plan::new(number("ORACLE_SEED").unwrap_or(SEED), cases);

@@ -7,8 +7,6 @@
 //!
 //! A second chain, of [`CROSSINGS`] handovers, goes from the interpreter to the translator and back.
 
-use std::fs;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,9 +14,11 @@ use engine::Engine;
 use images::kernels::Flavour;
 use interpreter::Interpreter;
 use lifecycle::{Outcome, Progress, SnapshotDir};
+use oracle::random::Random;
+use ringfence_tests::handover::{console_with, hand_over};
+use ringfence_tests::settings::number;
 use ringfence_tests::stock::{Form, boot_files};
-use ringfence_tests::vm::{Guest, Setup, Transcript, engine};
-use tempfile::TempDir;
+use ringfence_tests::vm::{Guest, Setup, engine};
 use translator::Translator;
 
 /// Handovers of the chain.
@@ -45,75 +45,9 @@ const RESULTS: [&str; 5] = [
     "GUEST-DOWN",
 ];
 
-/// A number from the environment.
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
-}
-
-/// A sequence of numbers from a seed (SplitMix64; Steele, Lea, Flood, OOPSLA 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % bound
-    }
-}
-
 fn new_guest(engine: Arc<dyn Engine>) -> Option<Guest> {
     let files = boot_files(Flavour::Cloud, Form::Pvh, SCRIPT)?;
     Some(Setup::new(engine, MEMORY, files).cmdline("console=ttyS0").create())
-}
-
-/// A folder for snapshots, in memory where there is such a file system.
-fn folder() -> TempDir {
-    let shm = Path::new("/dev/shm");
-    let made = if shm.is_dir() { TempDir::new_in(shm) } else { TempDir::new() };
-    made.expect("a temporary folder")
-}
-
-/// Saves the paused guest below `folder`.
-fn save(guest: &Guest, folder: &Path) -> SnapshotDir {
-    let dir = SnapshotDir::create(folder).expect("a fresh folder");
-    guest.vm.save(dir).expect("a paused VM can be saved");
-    SnapshotDir::open(folder).expect("it was made")
-}
-
-/// Hands the guest over to a fresh machine on `engine`, which is saved again to compare.
-fn hand_over(guest: Guest, engine: Arc<dyn Engine>) -> (Guest, TempDir) {
-    let folder = folder();
-    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
-    let snapshot = save(&guest, &first);
-    let console = Arc::clone(&guest.console);
-    drop(guest);
-    let restored = Guest::restore(&snapshot, engine, console).expect("it was just saved");
-    save(&restored, &second);
-    let state = |at: &Path| fs::read(at.join("state")).expect("a snapshot has a state");
-    assert!(state(&first) == state(&second), "saved, restored and saved again: {}", {
-        differing_sections(&first, &second)
-    });
-    fs::remove_dir_all(&second).expect("it was made");
-    (restored, folder)
-}
-
-/// The sections that differ between two snapshots.
-fn differing_sections(first: &Path, second: &Path) -> String {
-    let manifest = |at: &Path| {
-        let dir = SnapshotDir::open(at).expect("a snapshot");
-        dir.manifest().expect("a finished one")
-    };
-    let (first, second) = (manifest(first), manifest(second));
-    let differing: Vec<String> = first
-        .sections
-        .iter()
-        .filter(|section| !second.sections.contains(section))
-        .map(|section| format!("{}/{}", section.kind, section.instance))
-        .collect();
-    differing.join(", ")
 }
 
 /// Runs to the end, and checks what the guest printed in its whole life.
@@ -128,14 +62,6 @@ fn finish(guest: &Guest) {
     for word in ["BUG", "Oops", "Call Trace", "panic", "stall", "unstable", "lockup", "segfault"] {
         assert!(!text.contains(word), "{word}:\n{text}");
     }
-}
-
-/// A console that already has `text`.
-fn console_with(text: &str) -> Arc<Transcript> {
-    use lifecycle::ConsoleOutput as _;
-    let console = Arc::new(Transcript::default());
-    console.write(text.as_bytes());
-    console
 }
 
 /// Instructions of a whole life of the guest, which is checked on the way; `None` where there is no
@@ -153,7 +79,7 @@ fn life() -> Option<u64> {
 /// The random points of a chain of `count` handovers, ascending.
 fn points(count: usize, life: u64) -> Vec<u64> {
     let seed = number("SAVE_SEED").unwrap_or(0x5361_7665);
-    let mut random = Random(seed);
+    let mut random = Random::new(seed, 0);
     // Lives differ a little in length: the last part is left alone.
     let mut points: Vec<u64> = (0..count).map(|_| random.below(life / 20 * 19)).collect();
     points.sort_unstable();

@@ -4,12 +4,15 @@
 //! boots as it is shipped, and all do in the ignored tests:
 //! `cargo test --release -p ringfence-tests --test stock_kernels -- --ignored`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use images::kernels::Flavour;
+use interpreter::Interpreter;
 use lifecycle::{Outcome, Policy};
 use ringfence_tests::stock::{Form, boot_files};
 use ringfence_tests::vm::{Guest, Setup, engine};
+use translator::Translator;
 use workload::kernel_log::complaints;
 
 /// Some ten times what a boot takes alone: the tests of a run share the host.
@@ -24,16 +27,33 @@ echo MEMORY $(awk '/MemTotal/ { print ($2 > 200000) }' /proc/meminfo)";
 const RESULTS: [&str; 3] =
     ["SUM e071f707df7bbeee2a6a1eb48011ddd0", "FLOAT 2.987732448e+03", "MEMORY 1"];
 
+/// The same for several vCPUs: all take part, each can be taken out and put back, and programs on
+/// all of them compute what they should.
+const SHARED_WORK: &str = "echo CPUS $(nproc)
+for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do echo 0 > $cpu; done
+echo LEFT $(nproc)
+for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do echo 1 > $cpu; done
+echo AGAIN $(nproc)
+for part in 1 2 3 4; do (echo PART $(seq 1 20000 | md5sum)) & done
+wait";
+
 fn boot(flavour: Flavour, form: Form, script: &str, setup: fn(Setup) -> Setup) -> Option<Guest> {
     let files = boot_files(flavour, form, script)?;
     let plain = Setup::new(engine(), 256, files).cmdline("console=ttyS0");
     Some(setup(plain).start())
 }
 
-/// Boots to the end of the script, which has to end in `outcome`.
-fn boots(flavour: Flavour, form: Form, last: &str, outcome: &Outcome, setup: fn(Setup) -> Setup) {
+/// Boots to the end of the script, which has to end in `outcome`; what the guest printed, if there
+/// is a kernel.
+fn boots(
+    flavour: Flavour,
+    form: Form,
+    last: &str,
+    outcome: &Outcome,
+    setup: fn(Setup) -> Setup,
+) -> Option<String> {
     let script = format!("{WORK}\n{last}");
-    let Some(guest) = boot(flavour, form, &script, setup) else { return };
+    let guest = boot(flavour, form, &script, setup)?;
     guest.expect("GUEST-UP", BOOT);
     assert_eq!(guest.end(BOOT), *outcome, "{}", guest.last_lines());
     let text = guest.text();
@@ -44,6 +64,27 @@ fn boots(flavour: Flavour, form: Form, last: &str, outcome: &Outcome, setup: fn(
     assert!(clock.iter().any(|clock| text.contains(clock)), "{}", guest.last_lines());
     let complaints = complaints(&text);
     assert!(complaints.is_empty(), "the kernel complains:\n{}", complaints.join("\n"));
+    Some(text)
+}
+
+/// Boots with several vCPUs, as `setup` says and as many as `cpus`.
+fn boots_with(cpus: u32, flavour: Flavour, form: Form, setup: fn(Setup) -> Setup) {
+    let outcome = Outcome::PoweredOff;
+    let Some(text) = boots(flavour, form, SHARED_WORK, &outcome, setup) else { return };
+    for line in [format!("CPUS {cpus}"), "LEFT 1".to_owned(), format!("AGAIN {cpus}")] {
+        assert!(text.contains(&line), "no {line:?}:\n{text}");
+    }
+    let parts = text.matches("PART e071f707df7bbeee2a6a1eb48011ddd0").count();
+    assert_eq!(parts, 4, "{text}");
+}
+
+fn interpreted(setup: Setup) -> Setup {
+    Setup { engine: Arc::new(Interpreter::new()), ..setup }
+}
+
+fn translated(setup: Setup) -> Setup {
+    let translator = Translator::new().expect("a host with BMI2 and AVX2");
+    Setup { engine: Arc::new(translator), ..setup }
 }
 
 #[test]
@@ -66,6 +107,37 @@ fn the_common_kernel_boots_and_its_reset_ends_the_vm_if_wanted() {
 #[test]
 fn the_realtime_kernel_boots() {
     boots(Flavour::Rt, Form::Pvh, "", &Outcome::PoweredOff, |setup| setup);
+}
+
+#[test]
+fn the_cloud_kernel_boots_on_two_interpreted_vcpus() {
+    boots_with(2, Flavour::Cloud, Form::Pvh, |setup| interpreted(setup).cpus(2));
+}
+
+#[test]
+fn the_cloud_kernel_boots_on_four_interpreted_vcpus() {
+    boots_with(4, Flavour::Cloud, Form::Pvh, |setup| interpreted(setup).cpus(4));
+}
+
+#[test]
+fn the_cloud_kernel_boots_on_two_translated_vcpus() {
+    boots_with(2, Flavour::Cloud, Form::Pvh, |setup| translated(setup).cpus(2));
+}
+
+#[test]
+fn the_cloud_kernel_boots_on_four_translated_vcpus() {
+    boots_with(4, Flavour::Cloud, Form::Pvh, |setup| translated(setup).cpus(4));
+}
+
+#[test]
+#[ignore = "eight boots of large kernels: run in release builds"]
+fn large_kernels_boot_on_several_vcpus() {
+    for flavour in [Flavour::Amd64, Flavour::Rt] {
+        boots_with(2, flavour, Form::Pvh, |setup| interpreted(setup).cpus(2));
+        boots_with(4, flavour, Form::Pvh, |setup| interpreted(setup).cpus(4));
+        boots_with(2, flavour, Form::Pvh, |setup| translated(setup).cpus(2));
+        boots_with(4, flavour, Form::Pvh, |setup| translated(setup).cpus(4));
+    }
 }
 
 #[test]

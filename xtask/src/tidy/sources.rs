@@ -21,11 +21,16 @@ const LONG_FILES: [(&str, &str); 0] = [];
 const MAX_LINES: usize = 800;
 
 /// Tests that `cargo test` leaves out: file, test, and the command that runs them.
-const IGNORED_TESTS: [(&str, &str, &str); 5] = [
+const IGNORED_TESTS: [(&str, &str, &str); 6] = [
     ("tests/tests/lockstep.rs", "nothing_changes_for_a_long_time", "cargo xtask test --long"),
     (
         "tests/tests/multiboot.rs",
         "xen_boots_a_bzimage_on_the_interpreter",
+        "cargo xtask test --long",
+    ),
+    (
+        "tests/tests/stock_kernels.rs",
+        "large_kernels_boot_on_several_vcpus",
         "cargo xtask test --long",
     ),
     ("tests/tests/stock_kernels.rs", "the_32_bit_kernel_boots", "cargo xtask test --long"),
