@@ -66,6 +66,66 @@ pub fn guest64(code: &[u8]) -> BootFiles {
     guest(&image)
 }
 
+/// IA32_APIC_BASE, and the interrupt command register of x2APIC mode.
+const APIC_BASE: u32 = 0x1b;
+const ICR: u32 = 0x830;
+/// Where the second vCPU starts: in real mode, at `SECOND >> 4:0`, with the other segments at 0.
+pub const SECOND: u32 = 0x8000;
+
+/// Commands for [`send_ipi`].
+pub mod ipi {
+    /// INIT: wait for a SIPI.
+    pub const INIT: u32 = 0x4500;
+    /// SIPI with the page of [`super::SECOND`].
+    pub const STARTUP: u32 = 0x4600 | super::SECOND >> 12;
+    /// A non-maskable interrupt.
+    pub const NMI: u32 = 0x4400;
+}
+
+/// Code for [`guest64`] that sends an interprocessor interrupt in x2APIC mode.
+pub fn send_ipi(destination: u32, command: u32) -> Vec<u8> {
+    // mov ecx, ICR; mov edx, destination; mov eax, command; wrmsr
+    let mut code = Vec::new();
+    for (opcode, value) in [(0xb9, ICR), (0xba, destination), (0xb8, command)] {
+        code.push(opcode);
+        code.extend(value.to_le_bytes());
+    }
+    code.extend([0x0f, 0x30]);
+    code
+}
+
+/// Code for [`guest64`] that starts the second vCPU with the 16-bit code `second` and goes on with
+/// `first`, in x2APIC mode.
+pub fn two_vcpus(first: &[u8], second: &[u8]) -> Vec<u8> {
+    let mut code = Vec::new();
+    for (at, chunk) in (SECOND..).step_by(8).zip(second.chunks(8)) {
+        let mut bytes = [0x90; 8];
+        bytes[..chunk.len()].copy_from_slice(chunk);
+        // mov rax, bytes; mov [at], rax
+        code.extend([0x48, 0xb8]);
+        code.extend(bytes);
+        code.extend([0x48, 0x89, 0x04, 0x25]);
+        code.extend(at.to_le_bytes());
+    }
+    // mov ecx, APIC_BASE; rdmsr; or ah, x2APIC and enable; wrmsr
+    code.push(0xb9);
+    code.extend(APIC_BASE.to_le_bytes());
+    code.extend([0x0f, 0x32, 0x80, 0xcc, 0x0c, 0x0f, 0x30]);
+    code.extend(send_ipi(1, ipi::INIT));
+    code.extend(send_ipi(1, ipi::STARTUP));
+    code.extend(first);
+    code
+}
+
+/// `code`, again and again.
+///
+/// # Panics
+/// When it is longer than a short jump.
+pub fn for_ever(code: &[u8]) -> Vec<u8> {
+    assert!(code.len() <= 126, "a loop of a short jump");
+    [code, &[0xeb, -(code.len() as i8 + 2) as u8]].concat()
+}
+
 /// Code that writes `value` to debug-exit and halts.
 pub fn debug_exit(value: u8) -> Vec<u8> {
     // mov dx, 0xf4; mov al, value; out dx, al; hlt

@@ -4,9 +4,9 @@
 //! same ([`lockstep`]), and how a run is chosen ([`settings`]).
 //!
 //! The tests themselves are in `tests/`: `system_corpus` runs every program of `guests/` on every
-//! engine, `stock_kernels` boots stock kernels, `hostile_guests` runs guests that misbehave, `time`
-//! looks at clocks and idling, `several_cpus` has guests with several vCPUs, `save_points` saves and
-//! restores in the middle of a boot,
+//! engine, `stock_kernels` boots stock kernels, `hostile_guests`, `hostile_code` and `hostile_vcpus`
+//! run guests that misbehave, `time` looks at clocks and idling, `several_cpus` has guests with
+//! several vCPUs, `save_points` and `save_several_cpus` save and restore in the middle of a boot,
 //! `native_oracle` compares the engines with the host CPU, `lockstep` the translator with the
 //! interpreter.
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engine::Engine;
 use lifecycle::Outcome;
@@ -42,29 +42,12 @@ fn counter(guest: &Guest, name: &str) -> u64 {
     found.unwrap_or_else(|| panic!("no counter {name}: {stats:?}")).1
 }
 
-/// Pauses and resumes the running guest; the time within which a quarter of the pauses came: others
-/// on the host make some pauses long, what the vCPU itself takes makes all of them long.
-fn usual_pause(guest: &Guest) -> Duration {
-    let mut times: Vec<Duration> = (0..41)
-        .map(|_| {
-            thread::sleep(Duration::from_millis(2));
-            let asked = Instant::now();
-            guest.vm.pause().expect("it runs");
-            let took = asked.elapsed();
-            guest.vm.resume().expect("it is paused");
-            took
-        })
-        .collect();
-    times.sort_unstable();
-    times[times.len() / 4]
-}
-
 /// The guest does not end by itself, and answers kicks.
 #[track_caller]
 fn answers_kicks(code: &[u8]) {
     for engine in engines() {
         let guest = start(&engine, code);
-        let usual = usual_pause(&guest);
+        let usual = guest.usual_pause();
         assert!(usual <= KICK, "{}: pauses take {usual:?}", engine.name());
         assert_eq!(guest.vm.outcome(), None, "{}: it has ended", engine.name());
         guest.vm.kill();

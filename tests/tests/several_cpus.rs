@@ -16,7 +16,7 @@ use ringfence_tests::bare;
 use ringfence_tests::settings::number;
 use ringfence_tests::stock::{Form, boot_files_with};
 use ringfence_tests::vm::Setup;
-use translator::Translator;
+use translator::{Options, Translator};
 use workload::stress::{Comparison, Extent, GUEST_PATH, Plan, program};
 
 /// Some ten times what a run takes alone: the tests of a run share the host.
@@ -64,24 +64,12 @@ fn four_vcpus_of_the_translator_compute_as_the_host() {
     stress(translator(), 4);
 }
 
-/// Code for the first of two vCPUs: starts the other at `start`, 16-bit code of at most 8 bytes.
-fn start_other(start: &[u8]) -> Vec<u8> {
-    let mut bytes = [0x90; 8];
-    bytes[..start.len()].copy_from_slice(start);
-    // mov rax, bytes; mov [0x8000], rax
-    let mut code = [&[0x48, 0xb8][..], &bytes, &[0x48, 0x89, 0x04, 0x25, 0, 0x80, 0, 0]].concat();
-    // mov ecx, IA32_APIC_BASE; rdmsr; or ah, x2APIC and enable; wrmsr
-    code.extend([0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x80, 0xcc, 0x0c, 0x0f, 0x30]);
-    // mov ecx, ICR; mov edx, 1; then INIT, and SIPI with vector 8: mov eax, command; wrmsr
-    code.extend([0xb9, 0x30, 8, 0, 0, 0xba, 1, 0, 0, 0]);
-    for command in [0x4500_u32, 0x4608] {
-        code.push(0xb8);
-        code.extend(command.to_le_bytes());
-        code.extend([0x0f, 0x30]);
-    }
-    // The first one sleeps for ever: hlt; jmp back
-    code.extend([0xf4, 0xeb, 0xfd]);
-    code
+/// Code is dropped and translated again all the time, on each vCPU by itself.
+#[test]
+fn vcpus_with_small_code_caches_compute_as_the_host() {
+    let options = Options { cache_bytes: 4 << 20, ..Options::default() };
+    let translator = Translator::with_options(options).expect("a host with BMI2 and AVX2");
+    stress(Arc::new(translator), 3);
 }
 
 /// What shuts one processor down shuts the machine down (SDM vol. 3A 6.15, interrupt 8): a PC
@@ -90,7 +78,9 @@ fn start_other(start: &[u8]) -> Vec<u8> {
 fn a_triple_fault_of_any_vcpu_ends_the_vm() {
     for engine in [Arc::new(Interpreter::new()) as Arc<dyn Engine>, translator()] {
         // lidt [0x9000], which is a limit of 0; ud2
-        let code = start_other(&[0x0f, 0x01, 0x1e, 0x00, 0x90, 0x0f, 0x0b]);
+        let second = [0x0f, 0x01, 0x1e, 0x00, 0x90, 0x0f, 0x0b];
+        // hlt, again and again
+        let code = bare::two_vcpus(&bare::for_ever(&[0xf4]), &second);
         let guest = Setup::new(engine, 64, bare::guest64(&code)).cpus(2).start();
         let outcome = guest.end(LIMIT);
         let of_second = matches!(&outcome, Outcome::TripleFault(fault) if fault.vcpu == 1);

@@ -160,9 +160,17 @@ fn the_32_bit_kernel_boots() {
 
 #[test]
 fn a_kernel_reboots_and_a_forced_triple_fault_ends_it() {
-    // The kernel resets by way of ACPI in its first life, and by a triple fault in its second.
-    let script = "echo READY; read line; eval $line";
-    let setup = |setup: Setup| setup.cmdline("console=ttyS0 quiet");
+    reboots(|setup| setup.cmdline("console=ttyS0 quiet"));
+}
+
+#[test]
+fn a_kernel_on_four_vcpus_reboots_and_a_forced_triple_fault_ends_it() {
+    reboots(|setup| translated(setup).cmdline("console=ttyS0 quiet").cpus(4));
+}
+
+/// The kernel resets by way of ACPI in its first life, and by a triple fault in its second.
+fn reboots(setup: fn(Setup) -> Setup) {
+    let script = "echo READY $(nproc); read line; eval $line";
     let Some(guest) = boot(Flavour::Cloud, Form::Pvh, script, setup) else { return };
     guest.expect("READY", BOOT);
     let first_life = guest.text().len();
