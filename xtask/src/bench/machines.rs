@@ -18,7 +18,8 @@ use crate::workspace::{self, has_program};
 
 const QEMU: &str = "qemu-system-x86_64";
 const GUEST_INIT: &str = include_str!("../../../benches/guest/guest-init");
-const GUEST_BENCH: &str = include_str!("../../../benches/guest/guest-bench.sh");
+pub const GUEST_BENCH: &str = include_str!("../../../benches/guest/guest-bench.sh");
+pub const CRYPTO_BENCH: &str = include_str!("../../../benches/guest/crypto-bench.sh");
 
 /// The kernel writes to the first serial port. Nothing else is told to it, so that a boot here is
 /// the boot of a user.
@@ -57,6 +58,11 @@ pub struct Bench {
 impl Bench {
     /// Builds Ringfence, fetches the kernel and busybox, packs the initramfs.
     pub fn prepare(common: &Common) -> Result<Self> {
+        Self::prepare_with(common, Builder::new())
+    }
+
+    /// The same with what `files` has in the initramfs.
+    pub fn prepare_with(common: &Common, files: Builder) -> Result<Self> {
         let ringfence = workspace::ringfence()?;
         let store = Store::open_default()?;
         let kernel = match &common.kernel {
@@ -66,7 +72,7 @@ impl Bench {
         let scratch = TempDir::new()?;
         let busybox = executable(&kernels::busybox(&store, &Silent)?, scratch.path())?;
         let initrd = scratch.path().join("initrd.img");
-        fs::write(&initrd, initramfs(&busybox)?)?;
+        fs::write(&initrd, initramfs(&busybox, files)?)?;
         let (guests, memory) = (guests(common), common.memory);
         let timeout = Duration::from_secs(common.timeout);
         Ok(Self { guests, ringfence, kernel, initrd, busybox, memory, timeout, scratch })
@@ -88,17 +94,18 @@ impl Bench {
         capture(&mut command, self.timeout)
     }
 
-    /// Runs the benchmark script on the host, by the same busybox as in the guests. The script
-    /// names it by its path there, so that a copy of the script is changed.
-    pub fn native(&self, scale: u32) -> Result<Capture> {
-        let script = self.scratch.path().join("guest-bench.sh");
+    /// Runs one of the scripts of `benches/guest` on the host, by the same busybox as in the guests,
+    /// with these variables. The script names busybox by its path there, so that a copy of the
+    /// script is changed.
+    pub fn native(&self, script: &str, variables: &[(&str, String)]) -> Result<Capture> {
+        let copy = self.scratch.path().join("native.sh");
         let line = format!("B={}", self.busybox.display());
-        if !GUEST_BENCH.contains("\nB=/bin/busybox\n") {
-            bail!("benches/guest/guest-bench.sh no longer sets B=/bin/busybox");
+        if !script.contains("\nB=/bin/busybox\n") {
+            bail!("a script of benches/guest no longer sets B=/bin/busybox");
         }
-        fs::write(&script, GUEST_BENCH.replace("\nB=/bin/busybox\n", &format!("\n{line}\n")))?;
+        fs::write(&copy, script.replace("\nB=/bin/busybox\n", &format!("\n{line}\n")))?;
         let mut command = Command::new(&self.busybox);
-        command.arg("sh").arg(&script).env("SCALE", scale.to_string());
+        command.arg("sh").arg(&copy).envs(variables.iter().cloned());
         capture(&mut command, self.timeout)
     }
 
@@ -152,13 +159,13 @@ fn executable(program: &Path, folder: &Path) -> Result<PathBuf> {
     Ok(copy)
 }
 
-fn initramfs(busybox: &Path) -> Result<Vec<u8>> {
+fn initramfs(busybox: &Path, files: Builder) -> Result<Vec<u8>> {
     let program = fs::read(busybox)?;
-    let builder = Builder::new().busybox(&program).file("/init", 0o755, GUEST_INIT).file(
-        "/guest-bench.sh",
-        0o755,
-        GUEST_BENCH,
-    );
+    let builder = files
+        .busybox(&program)
+        .file("/init", 0o755, GUEST_INIT)
+        .file("/guest-bench.sh", 0o755, GUEST_BENCH)
+        .file("/crypto-bench.sh", 0o755, CRYPTO_BENCH);
     Ok(builder.finish(Compression::None)?)
 }
 

@@ -1,15 +1,16 @@
 //! Measures guests on Ringfence beside other machines.
 //!
 //! `bench` boots the stock cloud kernel to GUEST-UP; `bench suite` runs `benches/guest/guest-bench.sh`
-//! natively and in guests. Machines are measured in turn, run by run, so that whatever else the
+//! natively and in guests, and `bench crypto` runs `openssl speed` there. Machines are measured in turn, run by run, so that whatever else the
 //! host does meets all of them alike; what is reported are medians. Times are the host's: every
 //! line of output is dated when it arrives.
 //!
-//! [`machines`] knows the machines and starts them, [`capture`] dates their lines, [`boot`] and
-//! [`suite`] are the two measurements, [`report`] makes medians and tables.
+//! [`machines`] knows the machines and starts them, [`capture`] dates their lines, [`boot`],
+//! [`suite`] and [`crypto`] are the measurements, [`report`] makes medians and tables.
 
 mod boot;
 mod capture;
+mod crypto;
 mod machines;
 mod report;
 mod suite;
@@ -37,9 +38,16 @@ enum What {
         #[arg(long, default_value_t = 1)]
         scale: u32,
     },
+    /// What openssl computes per second, natively and in guests: AES-128-GCM, SHA-256, SHA-512 and
+    /// RSA-2048 signatures. Skipped where the host has no openssl
+    Crypto {
+        /// Time of each measurement, seconds
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+    },
 }
 
-/// What both measurements take.
+/// What all measurements take.
 #[derive(Args)]
 struct Common {
     /// Runs of each machine
@@ -69,5 +77,6 @@ pub fn run(options: &Options) -> Result<()> {
     match options.what {
         None | Some(What::Boot) => boot::run(&options.common),
         Some(What::Suite { scale }) => suite::run(&options.common, scale),
+        Some(What::Crypto { seconds }) => crypto::run(&options.common, seconds),
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::Common;
 use super::capture::{Capture, Line};
-use super::machines::{Bench, Machine};
+use super::machines::{Bench, GUEST_BENCH, Machine};
 use super::report::{geometric_mean, median, print_table, write_json};
 
 /// One run of the script.
@@ -63,7 +63,7 @@ pub fn run(common: &Common, scale: u32) -> Result<()> {
 
 fn measure(bench: &Bench, machine: &Machine, scale: u32) -> Result<Run> {
     let capture = match machine {
-        Machine::Native => bench.native(scale)?,
+        Machine::Native => bench.native(GUEST_BENCH, &[("SCALE", scale.to_string())])?,
         _ => bench.boot(machine, &format!("do=bench SCALE={scale}"))?,
     };
     read(&machine.name(), &capture)
