@@ -66,17 +66,22 @@ fn a_kernel_gets_its_modules_on_the_translator() {
 
 /// What the first domain does: it must see that it runs on Xen.
 const DOM0: &str = "echo GUEST-TYPE $(cat /sys/hypervisor/type) $(cat /sys/hypervisor/guest_type)
+echo CPUS $(grep -c ^processor /proc/cpuinfo)
 echo SUM $(seq 1 20000 | md5sum)";
 
-fn xen(engine: Arc<dyn Engine>, form: Form) {
+fn xen(engine: Arc<dyn Engine>, form: Form, cpus: u32) {
     let Some(boot) = xen_boot_files(Flavour::Amd64, form, "console=hvc0", DOM0) else { return };
     let cmdline = "console=com1 com1=115200,8n1 loglvl=all dom0_mem=512M";
-    let guest = Setup::new(engine, 1024, boot).cmdline(cmdline).start();
+    let mut setup = Setup::new(engine, 1024, boot).cmdline(cmdline);
+    setup.spec.cpus = cpus;
+    let guest = setup.start();
     guest.expect("GUEST-UP", XEN);
     let outcome = guest.end(XEN);
     let text = guest.text();
     assert_eq!(outcome, Outcome::PoweredOff, "{}", guest.last_lines());
+    let processors = format!("CPUS {cpus}");
     for line in [
+        &processors,
         "Bootloader: Ringfence",
         "*** Building a PV Dom0 ***",
         "GUEST-TYPE xen PV",
@@ -93,11 +98,17 @@ fn xen(engine: Arc<dyn Engine>, form: Form) {
 /// With an unpacked kernel as its first domain, which spares Xen the unpacking.
 #[test]
 fn xen_boots_a_stock_kernel_as_its_first_domain() {
-    xen(translator(), Form::Pvh);
+    xen(translator(), Form::Pvh, 1);
+}
+
+/// Xen starts the second processor through its real-mode trampoline.
+#[test]
+fn xen_boots_on_two_processors() {
+    xen(translator(), Form::Pvh, 2);
 }
 
 #[test]
 #[ignore = "takes the interpreter minutes: run in release builds"]
 fn xen_boots_a_bzimage_on_the_interpreter() {
-    xen(interpreter(), Form::BzImage);
+    xen(interpreter(), Form::BzImage, 1);
 }

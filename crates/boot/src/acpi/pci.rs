@@ -1,9 +1,10 @@
 //! The PCI bus in the ACPI tables: MCFG (PCI Firmware 3.3, 4.1.2), and the host bridge with its
-//! windows and its interrupt routing (ACPI 6.4, 6.2.13).
+//! windows, its interrupt routing (ACPI 6.4, 6.2.13) and who controls what (PCI Firmware 3.3, 4.5).
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, IO, If, Memory32Fixed, Method,
-    Name, Package, PackageBuilder, Path, ResourceTemplate, Return, Store,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal,
+    IO, If, Local, Memory32Fixed, Method, Name, NotEqual, Or, Package, PackageBuilder, Path,
+    ResourceTemplate, Return, Store, Uuid,
 };
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::{Aml, AmlSink};
@@ -92,7 +93,41 @@ pub(super) fn host_bridge(pci: &PciSpec) -> Vec<u8> {
     }
     fields.extend(windows(pci));
     fields.extend(bytes(&routing));
+    fields.extend(capabilities());
     bytes(&Device::new("PCI0".into(), vec![&Raw(fields)]))
+}
+
+/// `_OSC`: the kernel may control all native features of PCI Express that it knows, since no
+/// firmware does (ACPI 6.4, 6.2.11; PCI Firmware 3.3, 4.5.1).
+fn capabilities() -> Vec<u8> {
+    /// Hot-plug of both kinds, power management events, error reporting, the PCI Express
+    /// capability.
+    const GRANTED: u32 = 0x1f;
+    const REVISION: u8 = 1;
+    const UNKNOWN_UUID: u8 = 1 << 2;
+    const UNKNOWN_REVISION: u8 = 1 << 3;
+    const MASKED: u8 = 1 << 4;
+    let (status, control) = (Path::new("CDW1"), Path::new("CDW3"));
+    let (uuid, revision, buffer, granted) = (Arg(0), Arg(1), Arg(3), Local(0));
+    let status_field = CreateDWordField::new(&status, &buffer, &0_u8);
+    let control_field = CreateDWordField::new(&control, &buffer, &8_u8);
+    let grant = And::new(&granted, &control, &GRANTED);
+    let old_revision = Or::new(&status, &status, &UNKNOWN_REVISION);
+    let is_old = NotEqual::new(&revision, &REVISION);
+    let masked = Or::new(&status, &status, &MASKED);
+    let is_masked = NotEqual::new(&control, &granted);
+    let answer = Store::new(&control, &granted);
+    let pci = Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766");
+    let is_pci = Equal::new(&uuid, &pci);
+    let if_old = If::new(&is_old, vec![&old_revision]);
+    let if_masked = If::new(&is_masked, vec![&masked]);
+    let if_pci = If::new(&is_pci, vec![&control_field, &grant, &if_old, &if_masked, &answer]);
+    let other_uuid = Or::new(&status, &status, &UNKNOWN_UUID);
+    let otherwise = Else::new(vec![&other_uuid]);
+    let give_back = Return::new(&buffer);
+    // Serialized, since it makes names.
+    let body: Vec<&dyn Aml> = vec![&status_field, &if_pci, &otherwise, &give_back];
+    bytes(&Method::new("_OSC".into(), 4, true, body))
 }
 
 /// Objects that are AML already.
