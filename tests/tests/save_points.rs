@@ -5,7 +5,7 @@
 //! At each, what is saved is restored and saved again: equal byte for byte. Some snapshots are also
 //! run to the end on their own. `SAVE_POINTS` says how many of those (4), `SAVE_SEED` which points.
 //!
-//! A second chain, of [`CROSSINGS`] handovers, goes from the interpreter to the translator and back.
+//! A second chain, of [`CROSSINGS`] handovers, goes through all pairs of engines.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use engine::Engine;
 use images::kernels::Flavour;
 use interpreter::Interpreter;
+use kvm::Kvm;
 use lifecycle::{Outcome, Progress, SnapshotDir};
 use oracle::random::Random;
 use ringfence_tests::handover::{console_with, hand_over};
@@ -109,20 +110,37 @@ fn a_boot_survives_handovers_at_random_points() {
     finish(&guest);
 }
 
-/// What one engine saves, the other restores, and saves as it was.
+/// What one engine saves, another restores, and saves as it was: all pairs of engines, in turn.
 #[test]
 fn a_boot_survives_changes_of_the_engine() {
     let Some(life) = life() else { return };
-    let translator = Translator::new().expect("a host with BMI2 and AVX2");
-    let engines: [Arc<dyn Engine>; 2] = [Arc::new(translator), Arc::new(Interpreter::new())];
-    let mut guest = new_guest(Arc::clone(&engines[1])).expect("it was there before");
+    let engines = engines_in_turn();
+    let mut guest = new_guest(Arc::clone(&engines[0])).expect("it was there before");
     let mut at = 0;
     for (number, point) in points(CROSSINGS, life).into_iter().enumerate() {
         run_for(&guest, point - at);
         at = point;
-        (guest, _) = hand_over(guest, Arc::clone(&engines[number % 2]));
+        (guest, _) = hand_over(guest, Arc::clone(&engines[(number + 1) % engines.len()]));
     }
     finish(&guest);
+}
+
+/// Engines in an order in which each follows each other one, the first following the last.
+fn engines_in_turn() -> Vec<Arc<dyn Engine>> {
+    let interpreter: Arc<dyn Engine> = Arc::new(Interpreter::new());
+    let translator: Arc<dyn Engine> =
+        Arc::new(Translator::new().expect("a host with BMI2 and AVX2"));
+    match Kvm::open() {
+        Ok(kvm) => {
+            let kvm: Arc<dyn Engine> = Arc::new(kvm);
+            let again = [&interpreter, &kvm, &translator].map(Arc::clone);
+            [interpreter, translator, kvm].into_iter().chain(again).collect()
+        }
+        Err(error) => {
+            eprintln!("SKIPPED the pairs with kvm: {error}");
+            vec![interpreter, translator]
+        }
+    }
 }
 
 /// Lets the paused guest execute some instructions, through which it lives.

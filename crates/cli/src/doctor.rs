@@ -22,7 +22,17 @@ struct Check {
 /// # Errors
 /// When the result cannot be printed.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let checks = [engine(), cpu(), memory(), kvm(), user_namespaces(), tap(), ksm(), huge_pages()];
+    let checks = [
+        engine(),
+        cpu(),
+        memory(),
+        kvm(),
+        translator(),
+        user_namespaces(),
+        tap(),
+        ksm(),
+        huge_pages(),
+    ];
     let text = if args.json {
         serde_json::to_string_pretty(&checks)? + "\n"
     } else {
@@ -40,7 +50,7 @@ fn check(check: &'static str, found: Result<String, String>) -> Check {
 }
 
 fn engine() -> Check {
-    let selected = EngineChoice::Auto.select();
+    let selected = EngineChoice::Auto.select(1);
     let found = selected
         .map(|s| format!("`--engine auto` takes the {}: {}", s.engine.name(), s.reason))
         .map_err(|e| e.to_string());
@@ -63,10 +73,18 @@ fn memory() -> Check {
 fn kvm() -> Check {
     let offer = KvmOffer::of_this_host();
     let found = match offer {
-        KvmOffer::Hardware(_) | KvmOffer::Emulated(_) => Ok(offer.to_string()),
+        KvmOffer::Hardware(..) | KvmOffer::Emulated(_) => Ok(offer.to_string()),
         KvmOffer::Unusable(_) => Err(offer.to_string()),
     };
     check("kvm", found)
+}
+
+fn translator() -> Check {
+    let found = EngineChoice::Translator.select(1);
+    check(
+        "translator",
+        found.map(|_| "the CPU has BMI2 and AVX2".to_owned()).map_err(|e| e.to_string()),
+    )
 }
 
 fn tap() -> Check {

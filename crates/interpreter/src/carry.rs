@@ -9,4 +9,9 @@ impl InterpreterVcpu {
     pub fn forget_code(&mut self) {
         self.blocks.clear();
     }
+
+    /// Instructions executed so far.
+    pub fn retired(&self) -> u64 {
+        self.retired
+    }
 }

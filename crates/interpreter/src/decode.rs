@@ -41,7 +41,8 @@ pub(crate) enum Flow {
 /// [`HostExecError::Full`] when native stubs must be dropped first.
 pub(crate) fn decode(cpu: &mut Cpu, bytes: &[u8]) -> Result<Decoded, HostExecError> {
     let window = &bytes[..bytes.len().min(MAX_LENGTH)];
-    let mut decoder = Decoder::new(cpu.code_size as u32, window, DecoderOptions::NONE);
+    let mut decoder =
+        Decoder::new(cpu.code_size as u32, window, features::decoder_options(&cpu.profile));
     let instruction = decoder.decode();
     match decoder.last_error() {
         DecoderError::None => {}

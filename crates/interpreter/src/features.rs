@@ -2,7 +2,7 @@
 //! the profile is undefined, as it is on a CPU without them.
 
 use engine::CpuProfile;
-use iced_x86::{CpuidFeature as C, EncodingKind, Instruction, Mnemonic};
+use iced_x86::{CpuidFeature as C, DecoderOptions, EncodingKind, Instruction, Mnemonic};
 use x86::cpuid::{Feature, feature as f};
 
 /// Whether `profile` has everything that `instruction` needs.
@@ -27,6 +27,15 @@ pub(crate) fn offered(profile: &CpuProfile, instruction: &Instruction) -> bool {
         Requirement::Feature(feature) => profile.has(feature),
         Requirement::Never => false,
     })
+}
+
+/// How to decode for `profile`: a CPU that lacks one of these instructions ignores the prefix that
+/// makes it another one, and compilers count on that (SDM vol. 2 TZCNT, LZCNT, WBNOINVD; no profile
+/// has the last one).
+pub(crate) fn decoder_options(profile: &CpuProfile) -> u32 {
+    let bsf = if profile.has(f::BMI1) { 0 } else { DecoderOptions::NO_MPFX_0FBC };
+    let bsr = if profile.has(f::LZCNT) { 0 } else { DecoderOptions::NO_MPFX_0FBD };
+    bsf | bsr | DecoderOptions::NO_WBNOINVD
 }
 
 enum Requirement {
@@ -100,4 +109,25 @@ fn requirement(needed: C) -> Requirement {
         _ => return Never,
     };
     Feature(feature)
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{Level, Vendor};
+    use iced_x86::Decoder;
+
+    use super::*;
+
+    #[test]
+    fn without_bmi1_a_prefix_does_not_make_bsf_undefined() {
+        let mnemonics = |level| {
+            let profile = CpuProfile::new(level, Vendor::Intel, 1_000_000, &|_| true).unwrap();
+            let options = decoder_options(&profile);
+            [0x09, 0xbc, 0xbd].map(|opcode| {
+                Decoder::new(64, &[0xf3, 0x0f, opcode, 0xc1], options).decode().mnemonic()
+            })
+        };
+        assert_eq!(mnemonics(Level::V3), [Mnemonic::Wbinvd, Mnemonic::Tzcnt, Mnemonic::Lzcnt]);
+        assert_eq!(mnemonics(Level::V2), [Mnemonic::Wbinvd, Mnemonic::Bsf, Mnemonic::Bsr]);
+    }
 }

@@ -23,6 +23,11 @@ const FEATURES: [(u32, u32, [bool; 4]); 8] = [
     (0xd, 0, [true, false, false, false]),
 ];
 
+/// The leaf of KVM's paravirtual features, and in EAX those of the clock: both generations, and that
+/// it never goes backwards (Linux, Documentation/virt/kvm/x86/cpuid.rst).
+const PARAVIRTUAL_FEATURES: u32 = 0x4000_0001;
+const CLOCK_FEATURES: u32 = 1 << 0 | 1 << 3 | 1 << 24;
+
 /// Leaves whose answer depends on ECX, with the subleaves that are given.
 const SUBLEAVES: [(u32, u32); 4] = [(4, 4), (7, 1), (0xb, 2), (0xd, 3)];
 
@@ -67,6 +72,28 @@ pub(crate) fn restrict(profile: &CpuProfile, supported: &CpuId, capabilities: u6
     restricted.set_leaf(0x8000_0001, 0, extended);
     restricted.restrict_arch_capabilities(capabilities);
     restricted
+}
+
+/// `profile` for a guest of which KVM executes user code: all its instructions are there, the kernel's
+/// in the interpreter and the user's on the CPU. What it says of the CPU itself is KVM's. The
+/// paravirtual clock is gone: it is a function of the VM's time, which begins at zero, and the
+/// guest's TSC is the host's.
+pub(crate) fn for_user_code(
+    profile: &CpuProfile,
+    supported: &CpuId,
+    capabilities: u64,
+) -> CpuProfile {
+    let mut shared = profile.clone();
+    for leaf in [1, 0x8000_0001] {
+        let mut answer = shared.cpuid(leaf, 0);
+        answer.eax = supported_answer(supported, 1, 0).eax;
+        shared.set_leaf(leaf, 0, answer);
+    }
+    let mut answer = shared.cpuid(PARAVIRTUAL_FEATURES, 0);
+    answer.eax &= !CLOCK_FEATURES;
+    shared.set_leaf(PARAVIRTUAL_FEATURES, 0, answer);
+    shared.restrict_arch_capabilities(capabilities);
+    shared
 }
 
 /// The profile of the interpreter beside KVM: `restricted`, with those features of `whole` that
@@ -140,6 +167,20 @@ mod tests {
         assert!(!nothing.has(f::SMEP) && !nothing.has(f::XSAVE));
         let carrier = for_carrier(&whole, &nothing);
         assert!(carrier.has(f::SMEP) && carrier.has(f::XSAVE) && !carrier.has(f::AVX2));
+    }
+
+    #[test]
+    fn user_code_has_every_instruction_but_no_clock() {
+        let mut profile = CpuProfile::new(Level::V3, Vendor::Intel, 1_000_000, &|_| true).unwrap();
+        let features = Answer { eax: 0x0100_000b, ..Answer::default() };
+        profile.set_leaf(PARAVIRTUAL_FEATURES, 0, features);
+        let signature = kvm_cpuid_entry2 { function: 1, eax: 0x806f8, ..Default::default() };
+        let supported = CpuId::from_entries(&[signature]).unwrap();
+        let shared = for_user_code(&profile, &supported, 0);
+        assert!(shared.has(f::AVX2) && shared.has(f::XSAVEC));
+        assert_eq!(shared.cpuid(PARAVIRTUAL_FEATURES, 0).eax, 2);
+        assert_eq!(shared.cpuid(1, 0).eax, 0x806f8);
+        assert_eq!(shared.arch_capabilities(), 0);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Opening /dev/kvm, its capabilities, and VMs with memory.
 
+use std::ffi::CStr;
 use std::io::ErrorKind;
+use std::sync::OnceLock;
 
 use engine::{CpuProfile, Vendor};
 use kvm_bindings::{
@@ -14,7 +16,8 @@ use kvm_ioctls::{
 use memory::GuestRam;
 use x86::msr;
 
-use crate::KvmError;
+use crate::probe::{self, Speed};
+use crate::{KvmError, Share};
 
 /// The version of the interface since Linux 2.6.22.
 const API_VERSION: i32 = 12;
@@ -22,6 +25,8 @@ const API_VERSION: i32 = 12;
 /// neighbours, where no platform has anything. The page tables take one page, the TSS three.
 const IDENTITY_MAP: u64 = 0xfeff_c000;
 const TSS: usize = 0xfeff_d000;
+/// Below them, the place of a [`SparePage`].
+const SPARE: u64 = 0xfeff_b000;
 
 /// /dev/kvm, found usable.
 pub(crate) struct Opened {
@@ -30,22 +35,16 @@ pub(crate) struct Opened {
     pub(crate) supported: CpuId,
     /// The frequency of every guest's TSC, where the CPU cannot scale it.
     pub(crate) fixed_tsc_khz: Option<u32>,
+    /// As measured.
+    speed: OnceLock<Speed>,
 }
 
 /// Opens /dev/kvm and looks whether it has what the engine needs.
-pub(crate) fn open() -> Result<Opened, KvmError> {
-    let device = Device::new().map_err(|error| {
-        let cause = std::io::Error::from_raw_os_error(error.errno());
-        match cause.kind() {
-            ErrorKind::NotFound => KvmError::Missing,
-            ErrorKind::PermissionDenied => KvmError::NoPermission,
-            // The node is there and the module is not.
-            _ if matches!(error.errno(), libc::ENXIO | libc::ENODEV) => KvmError::Missing,
-            _ => KvmError::Open(cause),
-        }
-    })?;
+pub(crate) fn open(path: &CStr) -> Result<Opened, KvmError> {
+    let device = Device::new_with_path(path).map_err(cannot_open)?;
     match device.get_api_version() {
         API_VERSION => {}
+        ..0 => return Err(KvmError::NotKvm),
         other => return Err(KvmError::ApiVersion(other)),
     }
     let needed = [
@@ -65,7 +64,7 @@ pub(crate) fn open() -> Result<Opened, KvmError> {
     let supported = device
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
-    let mut opened = Opened { device, supported, fixed_tsc_khz: None };
+    let mut opened = Opened { device, supported, fixed_tsc_khz: None, speed: OnceLock::new() };
     if !opened.device.check_extension(Cap::TscControl) {
         let vm = opened.create_vm()?;
         let vcpu = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
@@ -73,6 +72,18 @@ pub(crate) fn open() -> Result<Opened, KvmError> {
         opened.fixed_tsc_khz = Some(khz);
     }
     Ok(opened)
+}
+
+/// What it means that the device file cannot be opened.
+fn cannot_open(error: kvm_ioctls::Error) -> KvmError {
+    let cause = std::io::Error::from_raw_os_error(error.errno());
+    match cause.kind() {
+        ErrorKind::NotFound => KvmError::Missing,
+        ErrorKind::PermissionDenied => KvmError::NoPermission,
+        // The node is there and the module is not.
+        _ if matches!(error.errno(), libc::ENXIO | libc::ENODEV) => KvmError::Missing,
+        _ => KvmError::Open(cause),
+    }
 }
 
 /// MSRs that KVM keeps itself, which guests access without an exit. Not the PAT: memory types mean
@@ -90,6 +101,15 @@ pub(crate) const NATIVE_MSRS: [u32; 9] = [
 ];
 
 impl Opened {
+    /// What KVM does with guest kernels, measured the first time.
+    pub(crate) fn speed(&self) -> Result<Speed, KvmError> {
+        if let Some(speed) = self.speed.get() {
+            return Ok(*speed);
+        }
+        let measured = probe::measure(self)?;
+        Ok(*self.speed.get_or_init(|| measured))
+    }
+
     /// An empty VM.
     pub(crate) fn create_vm(&self) -> Result<VmFd, KvmError> {
         let vm = loop {
@@ -142,9 +162,13 @@ impl Opened {
         }
     }
 
-    /// What of `profile` this host's KVM can give (crate `engine`, `speculation`).
-    pub(crate) fn restrict(&self, profile: &CpuProfile) -> CpuProfile {
-        crate::cpuid::restrict(profile, &self.supported, self.arch_capabilities())
+    /// What guests with `profile` see (crate `engine`, `speculation`).
+    pub(crate) fn shown(&self, profile: &CpuProfile, share: Share) -> CpuProfile {
+        let capabilities = self.arch_capabilities();
+        match share {
+            Share::Everything => crate::cpuid::restrict(profile, &self.supported, capabilities),
+            Share::UserCode => crate::cpuid::for_user_code(profile, &self.supported, capabilities),
+        }
     }
 
     /// Whether KVM runs on a CPU of `vendor`.
@@ -157,8 +181,9 @@ impl Opened {
     }
 }
 
-/// Gives `vm` all of `ram`.
-pub(crate) fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
+/// Gives `vm` all of `ram`; returns how many slots that took.
+pub(crate) fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<u32, KvmError> {
+    let mut count = 0;
     for (slot, region) in (0..).zip(ram.regions()) {
         let slot = kvm_userspace_memory_region {
             slot,
@@ -172,6 +197,68 @@ pub(crate) fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
         // as the GuestRam expects of vCPUs.
         unsafe { vm.set_user_memory_region(slot) }
             .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))?;
+        count += 1;
     }
-    Ok(())
+    Ok(count)
+}
+
+/// A page that comes and goes where nothing else is.
+pub(crate) struct SparePage {
+    ram: GuestRam,
+    slot: u32,
+}
+
+impl SparePage {
+    /// For a VM that uses the slots below `slot`.
+    pub(crate) fn new(slot: u32) -> Result<Self, KvmError> {
+        let ram = GuestRam::new(&[(SPARE, 4096)]).map_err(|_| KvmError::Lacks("a page"))?;
+        Ok(Self { ram, slot })
+    }
+
+    /// Makes `vm` forget all it has cached of its guest's page tables: the interface has no call for
+    /// that, but KVM does it when memory is removed.
+    pub(crate) fn flush(&self, vm: &VmFd) -> Result<(), KvmError> {
+        for memory_size in [4096, 0] {
+            let slot = kvm_userspace_memory_region {
+                slot: self.slot,
+                flags: 0,
+                guest_phys_addr: SPARE,
+                memory_size,
+                userspace_addr: self.ram.host_window() as u64,
+            };
+            // SAFETY: the window is one page, mapped while `ram` lives; the slot is empty again
+            // when this returns.
+            unsafe { vm.set_user_memory_region(slot) }
+                .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_opened_says_why() {
+        let text = |errno| cannot_open(kvm_ioctls::Error::new(errno)).to_string();
+        for (errno, part) in [
+            (libc::ENOENT, "not there"),
+            (libc::ENODEV, "not there"),
+            (libc::ENXIO, "not there"),
+            (libc::EACCES, "group"),
+            (libc::EPERM, "group"),
+            (libc::EBUSY, "busy"),
+        ] {
+            assert!(text(errno).contains(part), "{errno}: {}", text(errno));
+            assert!(text(errno).contains("--engine auto"), "{errno}: {}", text(errno));
+        }
+    }
+
+    #[test]
+    fn other_files_are_not_taken_for_kvm() {
+        assert!(matches!(open(c"/dev/null"), Err(KvmError::NotKvm)));
+        assert!(matches!(open(c"/dev/null/kvm"), Err(KvmError::Open(_))));
+        assert!(matches!(open(c"/nowhere/kvm"), Err(KvmError::Missing)));
+    }
 }

@@ -22,6 +22,9 @@ pub enum KvmError {
     /// Opening failed otherwise.
     #[error("/dev/kvm cannot be opened: {0}; use --engine auto")]
     Open(std::io::Error),
+    /// Something else has its name.
+    #[error("/dev/kvm is not KVM's device; use --engine auto")]
+    NotKvm,
     /// The kernel speaks another version of the interface.
     #[error("/dev/kvm has API version {0} where 12 is needed; use a newer kernel or --engine auto")]
     ApiVersion(i32),

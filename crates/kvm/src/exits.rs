@@ -40,7 +40,7 @@ impl KvmVcpu {
         Ok(())
     }
 
-    fn run_once(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+    pub(crate) fn run_once(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
         self.counters.runs += 1;
         match self.handle.fd.run().map(drop) {
             Ok(()) => {

@@ -1,23 +1,28 @@
 //! The kvm engine: guest code runs on the host CPU, through /dev/kvm.
 //!
 //! The guest's state is either in the kernel or in an interpreter that each vCPU has beside it
-//! ([`KvmVcpu`]). KVM executes as long as it can; the interpreter executes what KVM fails to
-//! emulate, accesses to MSRs that KVM is not asked to keep, HLT, and everything under an
-//! instruction budget. So every value that is not in a CPU register has one meaning, that of the
-//! software engines. Interrupts come from the machine's own local APIC (`lapic`), in user space.
+//! ([`KvmVcpu`]). What KVM executes is its [`Share`]:
+//! - everything, where it runs guest kernels on the CPU: the interpreter then executes what KVM
+//!   fails to emulate, accesses to MSRs that KVM is not asked to keep, HLT, and everything under an
+//!   instruction budget;
+//! - 64-bit user code, where it emulates guest kernels: the interpreter executes the rest.
+//!
+//! So every value that is not in a CPU register has one meaning, that of the software engines.
+//! Interrupts come from the machine's own local APIC (`lapic`), in user space.
 //!
 //! - [`device`]: opening /dev/kvm; [`probe`]: whether it is emulated; [`cpuid`]: what guests see;
 //! - [`handle`], [`wake`]: the vCPU's system calls, and how others interrupt them;
-//! - [`vcpu`], [`exits`]: the loop; [`registers`]: to and from `engine::VcpuState`.
+//! - [`vcpu`], [`exits`]: the loop; [`user_code`]: that of emulated hosts; [`registers`]: to and
+//!   from `engine::VcpuState`.
 //!
 //! Limits: one vCPU; no TSC scaling where the host has none; memory that the guest writes is not
 //! in the dirty bitmaps of `memory`, which nobody reads from yet; the xAPIC page cannot be moved
 //! over RAM. IA32_SPEC_CTRL is not passed through: guests see no more features than their profile.
-//! A KVM that answers an instruction it cannot emulate with #UD in the guest, instead of reporting
-//! it, cannot be helped: on one such host TZCNT in a kernel ends Linux before its user space.
+//! On emulated hosts user code sees of the host: its XCR0 in XGETBV and XSAVE, and the number of the
+//! CPU in RDTSCP, RDPID and LSL of Linux's selector for it.
 //!
 //! Specification: Linux, Documentation/virt/kvm/api.rst.
-//! Neighbours: implements `engine`; uses `memory`, `lapic`, `interpreter`.
+//! Neighbours: implements `engine`; uses `memory`, `paging`, `lapic`, `interpreter`.
 
 mod cpuid;
 mod device;
@@ -26,9 +31,11 @@ mod exits;
 mod handle;
 mod probe;
 mod registers;
+mod user_code;
 mod vcpu;
 mod wake;
 
+use std::ffi::CStr;
 use std::sync::Arc;
 
 use engine::{Engine, EngineError, Vcpu, VcpuConfig};
@@ -40,10 +47,21 @@ pub use vcpu::KvmVcpu;
 /// Name of the engine on the command line.
 pub(crate) const NAME: &str = "kvm";
 
+/// What of a guest KVM executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// All it can.
+    Everything,
+    /// 64-bit user code of Linux guests. For hosts whose KVM emulates guest kernels: their
+    /// emulators lack instructions, and deviate from the manuals without saying so.
+    UserCode,
+}
+
 /// The kvm engine of this host.
 #[derive(Clone)]
 pub struct Kvm {
     opened: Arc<device::Opened>,
+    share: Option<Share>,
 }
 
 impl Kvm {
@@ -52,16 +70,40 @@ impl Kvm {
     /// # Errors
     /// [`KvmError`] says what this host lacks.
     pub fn open() -> Result<Self, KvmError> {
-        Ok(Self { opened: Arc::new(device::open()?) })
+        Self::open_at(c"/dev/kvm")
+    }
+
+    /// Opens another device file of the same kind.
+    ///
+    /// # Errors
+    /// [`KvmError`] says what it lacks.
+    pub fn open_at(path: &CStr) -> Result<Self, KvmError> {
+        Ok(Self { opened: Arc::new(device::open(path)?), share: None })
+    }
+
+    /// With this share instead of the one that suits the host.
+    #[must_use]
+    pub fn with_share(self, share: Share) -> Self {
+        Self { share: Some(share), ..self }
     }
 
     /// Measures whether KVM runs guest kernels on the CPU; takes a few milliseconds, some ten
-    /// where it does not.
+    /// where it does not. Measured once.
     ///
     /// # Errors
     /// [`KvmError::Call`].
     pub fn speed(&self) -> Result<Speed, KvmError> {
-        probe::measure(&self.opened)
+        self.opened.speed()
+    }
+
+    fn share(&self) -> Result<Share, KvmError> {
+        match self.share {
+            Some(share) => Ok(share),
+            None => Ok(match self.speed()? {
+                Speed::Hardware(_) => Share::Everything,
+                Speed::Emulated(_) => Share::UserCode,
+            }),
+        }
     }
 }
 
@@ -75,6 +117,6 @@ impl Engine for Kvm {
     }
 
     fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
-        Ok(Box::new(KvmVcpu::new(config, &self.opened)?))
+        Ok(Box::new(KvmVcpu::new(config, &self.opened, self.share()?)?))
     }
 }

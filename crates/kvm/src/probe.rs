@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_regs;
-use kvm_ioctls::VcpuExit;
+use kvm_ioctls::{VcpuExit, VcpuFd};
 use memory::GuestRam;
 
 use crate::KvmError;
@@ -38,9 +38,14 @@ pub enum Speed {
 }
 
 pub(crate) fn measure(kvm: &Opened) -> Result<Speed, KvmError> {
+    let ram = GuestRam::new(&[(0, 0x2000)]).map_err(|_| KvmError::Lacks("memory for a probe"))?;
+    ram.write(memory::Gpa(START), &LOOP).map_err(|_| KvmError::Lacks("memory for a probe"))?;
+    let vm = kvm.create_vm()?;
+    map_ram(&vm, &ram)?;
+    let mut vcpu = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
     let mut best = 0;
     for _ in 0..TRIES {
-        if let Some(took) = run_loop(kvm)? {
+        if let Some(took) = run_loop(&mut vcpu)? {
             let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
             best = best.max(INSTRUCTIONS * 1_000_000_000 / nanos);
         }
@@ -52,12 +57,7 @@ pub(crate) fn measure(kvm: &Opened) -> Result<Speed, KvmError> {
 }
 
 /// How long the loop takes; `None` when KVM cannot execute it.
-fn run_loop(kvm: &Opened) -> Result<Option<Duration>, KvmError> {
-    let ram = GuestRam::new(&[(0, 0x2000)]).map_err(|_| KvmError::Lacks("memory for a probe"))?;
-    ram.write(memory::Gpa(START), &LOOP).map_err(|_| KvmError::Lacks("memory for a probe"))?;
-    let vm = kvm.create_vm()?;
-    map_ram(&vm, &ram)?;
-    let mut vcpu = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
+fn run_loop(vcpu: &mut VcpuFd) -> Result<Option<Duration>, KvmError> {
     let mut sregs = vcpu.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     vcpu.set_sregs(&sregs).map_err(KvmError::call("KVM_SET_SREGS"))?;

@@ -112,10 +112,15 @@ pub(crate) fn to_sregs(state: &VcpuState) -> kvm_sregs {
     }
 }
 
+/// ES, CS, SS, DS, FS and GS.
+pub(crate) fn segments(s: &kvm_sregs) -> [Segment; 6] {
+    [&s.es, &s.cs, &s.ss, &s.ds, &s.fs, &s.gs].map(from_segment)
+}
+
 pub(crate) fn from_sregs(s: &kvm_sregs, state: &mut VcpuState) {
     let table = |t: &kvm_dtable| TableRegister { base: t.base, limit: t.limit };
     state.segments = Segments {
-        segment: [&s.es, &s.cs, &s.ss, &s.ds, &s.fs, &s.gs].map(from_segment),
+        segment: segments(s),
         ldtr: from_segment(&s.ldt),
         tr: from_segment(&s.tr),
         gdtr: table(&s.gdt),

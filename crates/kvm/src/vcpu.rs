@@ -15,11 +15,12 @@ use x86::cpuid::feature;
 use x86::msr;
 use x86::segment::seg;
 
-use crate::KvmError;
-use crate::device::{NATIVE_MSRS, Opened, map_ram};
+use crate::device::{NATIVE_MSRS, Opened, SparePage, map_ram};
 use crate::handle::Handle;
 use crate::registers as r;
+use crate::user_code::UserCode;
 use crate::wake::{Kicker, Waker};
+use crate::{KvmError, Share};
 
 /// Frequency of the local APIC's timer, in kHz: the one KVM's interface reports.
 const APIC_BUS_KHZ: u32 = 1_000_000;
@@ -35,7 +36,7 @@ const TSC_FRACTION: u32 = 2_000;
 
 /// Who has the guest's state.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub(crate) enum Place {
     Carrier,
     Kernel,
 }
@@ -74,21 +75,26 @@ pub(crate) struct Counters {
     pub(crate) interrupts: u64,
     pub(crate) failures: u64,
     pub(crate) entry_failures: u64,
-    pub(crate) carried: u64,
+    pub(crate) visits: u64,
+    pub(crate) flushes: u64,
 }
 
 /// A vCPU on KVM, with an interpreter that executes what KVM does not.
 pub struct KvmVcpu {
     pub(crate) handle: Handle,
-    /// Keeps the VM.
-    _vm: VmFd,
+    pub(crate) vm: VmFd,
     /// Outlives the VM, which has it mapped.
-    _ram: Arc<GuestRam>,
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) spare: SparePage,
     pub(crate) index: u32,
     pub(crate) mailbox: Arc<Mailbox>,
     /// Executes, and has the state, while `place` says so; it owns the mailbox then.
-    carrier: InterpreterVcpu,
-    place: Place,
+    pub(crate) carrier: InterpreterVcpu,
+    pub(crate) place: Place,
+    /// Where KVM executes nothing but user code.
+    pub(crate) user: Option<UserCode>,
+    /// The interpreter may have changed page tables since KVM executed.
+    pub(crate) tables_stale: bool,
     /// What was last loaded into the kernel; the parts that KVM does not have are in force.
     kept: VcpuState,
     /// In force while the state is in the kernel.
@@ -119,7 +125,11 @@ fn unsupported(missing: &str) -> EngineError {
 
 impl KvmVcpu {
     /// A VM with one vCPU in its power-on state.
-    pub(crate) fn new(mut config: VcpuConfig, kvm: &Opened) -> Result<Self, EngineError> {
+    pub(crate) fn new(
+        mut config: VcpuConfig,
+        kvm: &Opened,
+        share: Share,
+    ) -> Result<Self, EngineError> {
         if config.index != 0 {
             return Err(unsupported("it has only one vCPU yet: use --cpus 1"));
         }
@@ -127,9 +137,9 @@ impl KvmVcpu {
             return Err(unsupported("the CPU profile is of another vendor than the host's CPU"));
         }
         let khz = config.profile.tsc_khz();
-        let profile = kvm.restrict(&config.profile);
+        let profile = kvm.shown(&config.profile, share);
         let vm = kvm.create_vm()?;
-        map_ram(&vm, &config.ram)?;
+        let spare = SparePage::new(map_ram(&vm, &config.ram)?)?;
         kvm.take_exits(&vm)?;
         let fd = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
         let host_khz = fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
@@ -144,10 +154,18 @@ impl KvmVcpu {
         fd.set_cpuid2(&cpuid).map_err(KvmError::call("KVM_SET_CPUID2"))?;
         let run_size = vm.run_size();
         config.profile = Arc::new(crate::cpuid::for_carrier(&config.profile, &profile));
-        Self::around(Handle { fd, run_size }, vm, config)
+        let handle = Handle { fd, run_size };
+        let user = (share == Share::UserCode).then(|| UserCode::new(&handle)).transpose()?;
+        Self::around(handle, vm, spare, user, config)
     }
 
-    fn around(handle: Handle, vm: VmFd, config: VcpuConfig) -> Result<Self, EngineError> {
+    fn around(
+        handle: Handle,
+        vm: VmFd,
+        spare: SparePage,
+        user: Option<UserCode>,
+        config: VcpuConfig,
+    ) -> Result<Self, EngineError> {
         let has_aux = config.profile.has(feature::RDTSCP);
         let native = NATIVE_MSRS.into_iter().filter(|n| has_aux || *n != msr::TSC_AUX).collect();
         let khz = |value: u32| NonZeroU32::new(value).unwrap_or(NonZeroU32::MIN);
@@ -172,8 +190,11 @@ impl KvmVcpu {
         let saved_apic = apic.clone().save(0);
         Ok(Self {
             handle,
-            _vm: vm,
-            _ram: ram,
+            vm,
+            ram,
+            spare,
+            user,
+            tables_stale: false,
             index,
             mailbox,
             carrier,
@@ -205,6 +226,7 @@ impl KvmVcpu {
         self.apic
             .restore(&state.apic, state.tsc)
             .map_err(|e| EngineError::BadState(e.to_string()))?;
+        self.drop_stale_tables()?;
         self.write_registers(&state)?;
         let adjusted = |s: &VcpuState| s.msrs.iter().find(|m| m.0 == msr::TSC_ADJUST).map(|m| m.1);
         if std::mem::take(&mut self.tsc_stale) || adjusted(&state) != adjusted(&self.kept) {
@@ -216,7 +238,17 @@ impl KvmVcpu {
         Ok(true)
     }
 
-    fn write_registers(&self, state: &VcpuState) -> Result<(), KvmError> {
+    /// Before KVM executes: it caches the guest's page tables by their place in memory, and unless
+    /// the CPU has page tables for guests, it does not see what the interpreter writes to them.
+    pub(crate) fn drop_stale_tables(&mut self) -> Result<(), KvmError> {
+        if std::mem::take(&mut self.tables_stale) {
+            self.counters.flushes += 1;
+            self.spare.flush(&self.vm)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_registers(&self, state: &VcpuState) -> Result<(), KvmError> {
         let fd = &self.handle.fd;
         fd.set_sregs(&r::to_sregs(state)).map_err(KvmError::call("KVM_SET_SREGS"))?;
         fd.set_regs(&r::to_regs(state)).map_err(KvmError::call("KVM_SET_REGS"))?;
@@ -282,7 +314,11 @@ impl KvmVcpu {
         Ok(())
     }
 
-    fn give_to_carrier(&mut self, state: &VcpuState, bus: &dyn CpuBus) -> Result<(), EngineError> {
+    pub(crate) fn give_to_carrier(
+        &mut self,
+        state: &VcpuState,
+        bus: &dyn CpuBus,
+    ) -> Result<(), EngineError> {
         self.carrier.restore(state, bus)?;
         self.carrier.forget_code();
         // Changes to the TSC show as changes to this.
@@ -295,6 +331,7 @@ impl KvmVcpu {
     /// The interpreter executes at most `limit` instructions; more than one only until user mode.
     fn carry(&mut self, bus: &dyn CpuBus, limit: u64) -> Result<Option<VcpuExit>, EngineError> {
         let mut left = limit;
+        self.tables_stale |= limit > 1;
         while left != 0 {
             let step = left.min(CARRY_STEP);
             self.carrier.set_budget(Some(step));
@@ -306,7 +343,6 @@ impl KvmVcpu {
                 exit => return Ok(Some(exit)),
             }
             left -= step;
-            self.counters.carried += step;
             if limit > 1 && self.carrier.selectors()[seg::CS] & 3 == 3 {
                 break;
             }
@@ -320,6 +356,7 @@ impl KvmVcpu {
         bus: &dyn CpuBus,
         left: u64,
     ) -> Result<Option<VcpuExit>, EngineError> {
+        self.tables_stale = true;
         self.carrier.set_budget(Some(left));
         let exit = self.carrier.run(bus)?;
         self.budget = self.carrier.budget();
@@ -340,6 +377,8 @@ impl KvmVcpu {
                 }
                 self.handover = None;
                 self.run_counted(bus, left)?
+            } else if self.user.is_some() {
+                self.run_sharing(bus)?
             } else if let Some(handover) = self.handover {
                 if self.place == Place::Kernel {
                     self.unload(bus)?;
@@ -394,6 +433,7 @@ impl Vcpu for KvmVcpu {
         // SAFETY: the byte is valid as long as the handle, which outlives this call.
         let entered = unsafe { self.waker.enter(byte) };
         self.resume_time(bus)?;
+        self.begin_user_code(bus)?;
         let exit = self.run_until_exit(bus);
         drop(entered);
         self.alarm.set(None);
@@ -421,8 +461,12 @@ impl Vcpu for KvmVcpu {
     fn restore(&mut self, state: &VcpuState, bus: &dyn CpuBus) -> Result<(), EngineError> {
         self.carrier.restore(state, bus)?;
         self.carrier.forget_code();
+        if let Some(user) = &mut self.user {
+            user.restored(state);
+        }
         (self.place, self.handover, self.parked) = (Place::Carrier, None, None);
         (self.incomplete, self.stop, self.tsc_stale) = (false, None, true);
+        self.tables_stale = true;
         Ok(())
     }
 
@@ -445,7 +489,9 @@ impl Vcpu for KvmVcpu {
                 ("interrupts", c.interrupts),
                 ("emulation_failures", c.failures),
                 ("entry_failures", c.entry_failures),
-                ("instructions_carried", c.carried),
+                ("instructions_carried", self.carrier.retired()),
+                ("user_code_visits", c.visits),
+                ("page_table_flushes", c.flushes),
             ],
             ..VcpuStats::default()
         }

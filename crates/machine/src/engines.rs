@@ -1,7 +1,7 @@
 //! Which engine executes the guest.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use engine::Engine;
 use kvm::{Kvm, KvmError, Speed};
@@ -32,14 +32,14 @@ pub struct Selected {
 }
 
 impl EngineChoice {
-    /// The engine that this choice means on this host.
+    /// The engine that this choice means on this host, for a VM with `cpus` vCPUs.
     ///
     /// # Errors
     /// [`MachineError::Engine`] when the host lacks what it needs.
-    pub fn select(self) -> Result<Selected, MachineError> {
+    pub fn select(self, cpus: u32) -> Result<Selected, MachineError> {
         let asked = "it was asked for".to_owned();
         Ok(match self {
-            Self::Auto => auto(),
+            Self::Auto => auto(KvmOffer::of_this_host(), cpus),
             Self::Interpreter => Selected { engine: interpreter(), reason: asked },
             Self::Translator => {
                 Selected { engine: Arc::new(translator::Translator::new()?), reason: asked }
@@ -58,8 +58,9 @@ fn interpreter() -> Arc<dyn Engine> {
 
 /// What /dev/kvm offers on this host.
 pub enum KvmOffer {
-    /// It runs guest kernels on the CPU.
-    Hardware(Kvm),
+    /// It has what the engine needs and runs guest kernels on the CPU, at so many instructions a
+    /// second.
+    Hardware(Kvm, u64),
     /// It works, but emulates guest kernels, at so many instructions a second.
     Emulated(u64),
     /// It cannot be used.
@@ -67,43 +68,55 @@ pub enum KvmOffer {
 }
 
 impl KvmOffer {
-    /// Opens /dev/kvm and measures it, in a few hundredths of a second at most.
-    pub fn of_this_host() -> Self {
-        let found = Kvm::open().and_then(|kvm| Ok((kvm.speed()?, kvm)));
-        match found {
-            Ok((Speed::Hardware(_), kvm)) => Self::Hardware(kvm),
+    /// Opens /dev/kvm and measures it, in some twenty milliseconds at most; the first time only.
+    pub fn of_this_host() -> &'static Self {
+        static OFFER: OnceLock<KvmOffer> = OnceLock::new();
+        OFFER.get_or_init(|| match Kvm::open().and_then(|kvm| Ok((kvm.speed()?, kvm))) {
+            Ok((Speed::Hardware(speed), kvm)) => Self::Hardware(kvm, speed),
             Ok((Speed::Emulated(speed), _)) => Self::Emulated(speed),
             Err(error) => Self::Unusable(error),
-        }
+        })
     }
 }
 
 impl fmt::Display for KvmOffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millions = |speed: &u64| *speed as f64 / 1e6;
         match self {
-            Self::Hardware(_) => {
-                f.write_str("/dev/kvm runs guest kernels on the CPU; `--engine kvm` tries it")
-            }
+            Self::Hardware(_, speed) => write!(
+                f,
+                "/dev/kvm runs guest kernels on the CPU, a short loop at {:.0} million \
+                 instructions per second",
+                millions(speed)
+            ),
             Self::Emulated(speed) => write!(
                 f,
-                "/dev/kvm works, but emulates guest kernels at {:.1} million instructions per \
-                 second; `--engine kvm` tries it",
-                *speed as f64 / 1e6
+                "/dev/kvm works, but emulates guest kernels, at {:.1} million instructions per \
+                 second; `--engine kvm` gives it user code only",
+                millions(speed)
             ),
             Self::Unusable(error) => error.fmt(f),
         }
     }
 }
 
-/// The translator; the interpreter where the host cannot run translated code. Not KVM, even where
-/// it runs on hardware: its engine has not booted a stock kernel there yet.
-fn auto() -> Selected {
+/// KVM where it runs guest kernels on the CPU and the VM has no more vCPUs than its engine can; else
+/// the translator; the interpreter where the host cannot run translated code.
+fn auto(kvm: &KvmOffer, cpus: u32) -> Selected {
+    let without_kvm = match kvm {
+        KvmOffer::Hardware(kvm, _) if cpus == 1 => {
+            let reason = "/dev/kvm runs guest kernels on the CPU".to_owned();
+            return Selected { engine: Arc::new(kvm.clone()), reason };
+        }
+        KvmOffer::Hardware(..) => "the kvm engine has only one vCPU yet",
+        KvmOffer::Emulated(_) => "/dev/kvm emulates guest kernels",
+        KvmOffer::Unusable(_) => "/dev/kvm cannot be used",
+    };
     match translator::Translator::new() {
-        Ok(engine) => Selected {
-            engine: Arc::new(engine),
-            reason: "it is the fastest that is known to work here".to_owned(),
-        },
-        Err(error) => Selected { engine: interpreter(), reason: error.to_string() },
+        Ok(engine) => Selected { engine: Arc::new(engine), reason: without_kvm.to_owned() },
+        Err(error) => {
+            Selected { engine: interpreter(), reason: format!("{without_kvm}, and {error}") }
+        }
     }
 }
 
@@ -112,20 +125,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_takes_the_translator_where_it_works() {
-        let expected = match translator::Translator::new() {
+    fn auto_takes_kvm_only_where_it_runs_kernels_on_the_cpu() {
+        let software = match translator::Translator::new() {
             Ok(_) => "translator",
             Err(_) => "interpreter",
         };
-        let auto = EngineChoice::Auto.select().unwrap();
-        assert_eq!(auto.engine.name(), expected);
-        assert!(!auto.reason.is_empty());
-        assert_eq!(EngineChoice::Interpreter.select().unwrap().engine.name(), "interpreter");
+        for offer in [KvmOffer::Emulated(3_000_000), KvmOffer::Unusable(KvmError::Missing)] {
+            let auto = auto(&offer, 1);
+            assert_eq!(auto.engine.name(), software);
+            assert!(auto.reason.contains("/dev/kvm"), "{}", auto.reason);
+        }
+        let Ok(kvm) = Kvm::open() else {
+            eprintln!("SKIPPED the part with KVM: it cannot be opened here");
+            return;
+        };
+        let offer = KvmOffer::Hardware(kvm, 500_000_000);
+        assert_eq!(auto(&offer, 1).engine.name(), "kvm");
+        assert_eq!(auto(&offer, 2).engine.name(), software);
+    }
+
+    #[test]
+    fn the_interpreter_is_there_everywhere() {
+        let selected = EngineChoice::Interpreter.select(4).unwrap();
+        assert_eq!(selected.engine.name(), "interpreter");
     }
 
     #[test]
     fn kvm_works_or_says_what_is_missing() {
-        match EngineChoice::Kvm.select() {
+        match EngineChoice::Kvm.select(1) {
             Ok(selected) => assert_eq!(selected.engine.name(), "kvm"),
             Err(error) => {
                 let text = error.to_string();

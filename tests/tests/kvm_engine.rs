@@ -1,0 +1,92 @@
+//! Stock kernels on the kvm engine, as far as this host's KVM goes.
+//!
+//! Where KVM runs guest kernels on the CPU, it executes them. Where it emulates them, it executes
+//! user code, and the interpreter the kernel; that KVM executes everything even there takes long,
+//! and is tried by the ignored test:
+//! `cargo test --release -p ringfence-tests --test kvm_engine -- --ignored --nocapture`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use images::kernels::Flavour;
+use kvm::{Kvm, Share, Speed};
+use lifecycle::Outcome;
+use ringfence_tests::stock::{Form, boot_files};
+use ringfence_tests::vm::{Guest, Setup};
+
+/// Some ten times what a boot takes alone: the tests of a run share the host.
+const BOOT: Duration = Duration::from_secs(400);
+/// The same for a kernel that is emulated.
+const EMULATED_BOOT: Duration = Duration::from_secs(3 * 3600);
+
+/// User code for which visits to KVM pay, in more than one process, with system calls, page faults,
+/// floating point, pipes and signals.
+const WORK: &str = "n=0; while [ $n -lt 40000 ]; do n=$((n + 1)); done; echo LOOP $n
+echo SUM $(seq 1 20000 | md5sum)
+echo SHA $(seq 1 20000 | sha256sum)
+echo FLOAT $(awk 'BEGIN { for (i = 1; i < 20000; i++) s += i * 1.5 / (i + 1); printf \"%.9e\", s }')
+sleep 1000 & kill $! && echo KILLED";
+const RESULTS: [&str; 6] = [
+    "LOOP 40000",
+    "SUM e071f707df7bbeee2a6a1eb48011ddd0",
+    "SHA f6351f5ead9a700e34275480b3856ea738122a7c57bdeb744a631251c069587a",
+    "FLOAT 2.998427891e+04",
+    "KILLED",
+    "GUEST-DOWN",
+];
+
+/// The engine and what it is here; says why when there is none.
+fn kvm() -> Option<(Kvm, Speed)> {
+    match Kvm::open().and_then(|kvm| Ok((kvm.speed()?, kvm))) {
+        Ok((speed, kvm)) => Some((kvm, speed)),
+        Err(error) => {
+            eprintln!("SKIPPED: {error}");
+            None
+        }
+    }
+}
+
+fn boot(kvm: Kvm, script: &str) -> Option<Guest> {
+    let files = boot_files(Flavour::Cloud, Form::Pvh, script)?;
+    Some(Setup::new(Arc::new(kvm), 256, files).cmdline("console=ttyS0").start())
+}
+
+fn counter(guest: &Guest, name: &str) -> u64 {
+    let stats = guest.vm.stats().expect("a VM has statistics");
+    let found = stats.vcpus[0].counters.iter().find(|(counter, _)| *counter == name);
+    found.unwrap_or_else(|| panic!("no counter {name}")).1
+}
+
+#[test]
+fn a_stock_kernel_boots_and_works() {
+    let Some((kvm, speed)) = kvm() else { return };
+    let Some(guest) = boot(kvm, WORK) else { return };
+    assert_eq!(guest.end(BOOT), Outcome::PoweredOff, "{}", guest.last_lines());
+    let text = guest.text();
+    for result in RESULTS {
+        assert!(text.contains(result), "no {result:?}:\n{}", guest.last_lines());
+    }
+    for word in ["BUG", "Oops", "Call Trace", "panic", "stall", "lockup", "segfault", "traps:"] {
+        assert!(!text.contains(word), "{word}:\n{text}");
+    }
+    assert!(counter(&guest, "kernel_runs") > 0, "KVM has executed nothing");
+    if let Speed::Emulated(_) = speed {
+        let visits = counter(&guest, "user_code_visits");
+        assert!(visits > 10, "{visits} visits");
+    }
+}
+
+#[test]
+#[ignore = "on a host whose KVM emulates kernels this takes long: run by hand, and report"]
+fn guest_up_with_everything_on_kvm() {
+    let Some((kvm, speed)) = kvm() else { return };
+    eprintln!("this KVM: {speed:?}");
+    let start = Instant::now();
+    let Some(guest) = boot(kvm.with_share(Share::Everything), "") else { return };
+    guest.expect("GUEST-UP", EMULATED_BOOT);
+    eprintln!("GUEST-UP after {:.1} s", start.elapsed().as_secs_f64());
+    for name in ["kernel_runs", "emulation_failures", "instructions_carried", "page_table_flushes"]
+    {
+        eprintln!("{name}: {}", counter(&guest, name));
+    }
+}
