@@ -79,6 +79,8 @@ const CPUID_FAULTS: u64 = 1 << 0;
 pub(crate) struct UserCode {
     /// About how many instructions of user code were interpreted since the last visit.
     credit: u64,
+    /// The host's TSC runs at the frequency of the guest's.
+    tsc_fits: bool,
     /// The guest's TSC is the host's, as far as is known.
     tsc_is_hosts: bool,
     /// The guest has not run yet, and nobody knows its TSC.
@@ -86,18 +88,19 @@ pub(crate) struct UserCode {
 }
 
 impl UserCode {
-    /// For the vCPU of `handle`.
-    pub(crate) fn new(handle: &Handle) -> Result<Self, KvmError> {
+    /// For the vCPU of `handle`; `tsc_fits` when the host's TSC runs at the guest's frequency.
+    pub(crate) fn new(handle: &Handle, tsc_fits: bool) -> Result<Self, KvmError> {
         // Such a KVM shows user code the host's features, whatever it is told.
         handle
             .set_msrs(&[(FEATURES_ENABLES, CPUID_FAULTS)])
             .map_err(|_| KvmError::Lacks("CPUID faulting, which its emulation makes necessary"))?;
-        Ok(Self::default())
+        Ok(Self { tsc_fits, ..Self::default() })
     }
 
     /// A state was loaded into the vCPU.
     pub(crate) fn restored(&mut self, state: &VcpuState) {
-        *self = Self { unborn: state.tsc == 0, ..Self::default() };
+        let tsc_fits = self.tsc_fits;
+        *self = Self { tsc_fits, unborn: tsc_fits && state.tsc == 0, ..Self::default() };
     }
 }
 

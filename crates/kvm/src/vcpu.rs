@@ -143,19 +143,19 @@ impl KvmVcpu {
         kvm.take_exits(&vm)?;
         let fd = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
         let host_khz = fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
-        if khz.abs_diff(host_khz) > khz / TSC_FRACTION {
-            fd.set_tsc_khz(khz).map_err(|_| {
-                unsupported(&format!(
-                    "the host cannot scale its TSC of {host_khz} kHz to the VM's {khz} kHz"
-                ))
-            })?;
+        let tsc_fits = khz.abs_diff(host_khz) <= khz / TSC_FRACTION || fd.set_tsc_khz(khz).is_ok();
+        if !tsc_fits && share == Share::Everything {
+            return Err(unsupported(&format!(
+                "the host cannot scale its TSC of {host_khz} kHz to the VM's {khz} kHz"
+            )));
         }
         let cpuid = crate::cpuid::entries(&profile, config.apic_id)?;
         fd.set_cpuid2(&cpuid).map_err(KvmError::call("KVM_SET_CPUID2"))?;
         let run_size = vm.run_size();
         config.profile = Arc::new(crate::cpuid::for_carrier(&config.profile, &profile));
         let handle = Handle { fd, run_size };
-        let user = (share == Share::UserCode).then(|| UserCode::new(&handle)).transpose()?;
+        let user =
+            (share == Share::UserCode).then(|| UserCode::new(&handle, tsc_fits)).transpose()?;
         Self::around(handle, vm, spare, user, config)
     }
 
