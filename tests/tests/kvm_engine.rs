@@ -1,23 +1,20 @@
-//! Stock kernels on the kvm engine, as far as this host's KVM goes.
+//! A stock kernel on the kvm engine, as far as this host's KVM goes.
 //!
 //! Where KVM runs guest kernels on the CPU, it executes them. Where it emulates them, it executes
-//! user code, and the interpreter the kernel; that KVM executes everything even there takes long,
-//! and is tried by the ignored test:
-//! `cargo test --release -p ringfence-tests --test kvm_engine -- --ignored --nocapture`.
+//! user code, and the interpreter the kernel. The test reports how long it took and what was
+//! executed by whom: `cargo test --release -p ringfence-tests --test kvm_engine -- --nocapture`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use images::kernels::Flavour;
-use kvm::{Kvm, Share, Speed};
+use kvm::{Kvm, Speed};
 use lifecycle::Outcome;
 use ringfence_tests::stock::{Form, boot_files};
 use ringfence_tests::vm::{Guest, Setup};
 
 /// Some ten times what a boot takes alone: the tests of a run share the host.
 const BOOT: Duration = Duration::from_secs(400);
-/// The same for a kernel that is emulated.
-const EMULATED_BOOT: Duration = Duration::from_secs(3 * 3600);
 
 /// User code for which visits to KVM pay, in more than one process, with system calls, page faults,
 /// floating point, pipes and signals.
@@ -60,7 +57,10 @@ fn counter(guest: &Guest, name: &str) -> u64 {
 #[test]
 fn a_stock_kernel_boots_and_works() {
     let Some((kvm, speed)) = kvm() else { return };
+    let start = Instant::now();
     let Some(guest) = boot(kvm, WORK) else { return };
+    guest.expect("GUEST-UP", BOOT);
+    eprintln!("{speed:?}; GUEST-UP after {:.1} s", start.elapsed().as_secs_f64());
     assert_eq!(guest.end(BOOT), Outcome::PoweredOff, "{}", guest.last_lines());
     let text = guest.text();
     for result in RESULTS {
@@ -69,24 +69,12 @@ fn a_stock_kernel_boots_and_works() {
     for word in ["BUG", "Oops", "Call Trace", "panic", "stall", "lockup", "segfault", "traps:"] {
         assert!(!text.contains(word), "{word}:\n{text}");
     }
+    for name in ["instructions_carried", "kernel_runs", "user_code_visits", "emulation_failures"] {
+        eprintln!("{name}: {}", counter(&guest, name));
+    }
     assert!(counter(&guest, "kernel_runs") > 0, "KVM has executed nothing");
     if let Speed::Emulated(_) = speed {
         let visits = counter(&guest, "user_code_visits");
         assert!(visits > 10, "{visits} visits");
-    }
-}
-
-#[test]
-#[ignore = "on a host whose KVM emulates kernels this takes long: run by hand, and report"]
-fn guest_up_with_everything_on_kvm() {
-    let Some((kvm, speed)) = kvm() else { return };
-    eprintln!("this KVM: {speed:?}");
-    let start = Instant::now();
-    let Some(guest) = boot(kvm.with_share(Share::Everything), "") else { return };
-    guest.expect("GUEST-UP", EMULATED_BOOT);
-    eprintln!("GUEST-UP after {:.1} s", start.elapsed().as_secs_f64());
-    for name in ["kernel_runs", "emulation_failures", "instructions_carried", "page_table_flushes"]
-    {
-        eprintln!("{name}: {}", counter(&guest, name));
     }
 }

@@ -52,8 +52,10 @@ pub(crate) const NAME: &str = "kvm";
 pub enum Share {
     /// All it can.
     Everything,
-    /// 64-bit user code of Linux guests. For hosts whose KVM emulates guest kernels: their
-    /// emulators lack instructions, and deviate from the manuals without saying so.
+    /// 64-bit user code of Linux guests. For hosts whose KVM emulates guest kernels: such a KVM has
+    /// been seen to have no paging outside long mode, to answer CPUID with the host's features
+    /// whatever the guest's are (a Linux kernel then enables states that no vCPU has), and to fail
+    /// at INT3, XRSTOR and CMPXCHG16B.
     UserCode,
 }
 

@@ -363,14 +363,14 @@ mod tests {
 
     /// User code at [`USER`] with interrupts enabled.
     fn user() -> VcpuState {
-        let apic = lapic::LocalApic::new(lapic::LocalApicConfig {
+        let mut apic = lapic::LocalApic::new(lapic::LocalApicConfig {
             apic_id: 0,
             bsp: true,
             physical_address_bits: 40,
             tsc_khz: std::num::NonZeroU32::MIN,
             bus_khz: std::num::NonZeroU32::MIN,
         });
-        let mut state = r::blank(apic.clone().save(0));
+        let mut state = r::blank(apic.save(0));
         (state.general.rip, state.general.rflags) = (USER, rflags::IF | rflags::FIXED);
         state.segments.segment[seg::CS] =
             Segment::from_descriptor(USER_CODE, USER_DESCRIPTORS[2].1);
