@@ -124,7 +124,7 @@ fn programs_are_the_same() {
 fn a_code_cache_of_a_few_blocks_changes_nothing() {
     let Some(summary) = linux(&translator(TINY), &from_the_middle(1)) else { return };
     let drops = summary.counters.iter().find(|(name, _)| *name == "code_cache_drops");
-    assert!(drops.is_some_and(|(_, drops)| *drops > 1000), "{drops:?}");
+    assert!(drops.is_some_and(|(_, drops)| *drops > 100), "{drops:?}");
 }
 
 #[test]
