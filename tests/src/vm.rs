@@ -325,5 +325,5 @@ pub fn engine() -> Arc<dyn Engine> {
         Ok("auto") => EngineChoice::Auto,
         Ok(other) => panic!("TEST_ENGINE={other} is no engine"),
     };
-    choice.select(1).unwrap_or_else(|error| panic!("{error}")).engine
+    choice.select().unwrap_or_else(|error| panic!("{error}")).engine
 }

@@ -50,7 +50,7 @@ fn check(check: &'static str, found: Result<String, String>) -> Check {
 }
 
 fn engine() -> Check {
-    let selected = EngineChoice::Auto.select(1);
+    let selected = EngineChoice::Auto.select();
     let found = selected
         .map(|s| format!("`--engine auto` takes the {}: {}", s.engine.name(), s.reason))
         .map_err(|e| e.to_string());
@@ -80,7 +80,7 @@ fn kvm() -> Check {
 }
 
 fn translator() -> Check {
-    let found = EngineChoice::Translator.select(1);
+    let found = EngineChoice::Translator.select();
     check(
         "translator",
         found.map(|_| "the CPU has BMI2 and AVX2".to_owned()).map_err(|e| e.to_string()),

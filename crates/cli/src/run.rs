@@ -75,7 +75,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     let spec = spec_of(args);
     // Before files are opened or images built: this needs nothing.
     spec.check()?;
-    let selected = engine_of(args.engine).select(args.cpus)?;
+    let selected = engine_of(args.engine).select()?;
     if args.engine == EngineArg::Auto && selected.engine.name() == "interpreter" {
         report::note(&format!("running on the slow interpreter: {}", selected.reason));
     }

@@ -83,8 +83,19 @@ impl Vcpu for Pursuer {
         let chase = Arc::clone(&self.chase);
         let mut chase = chase.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(target) = chase.target else { return self.interpreter.run(bus) };
+        self.interpreter.bind_thread();
         while self.goes_on(&mut chase, &target) {
             self.interpreter.set_budget(Some(1));
+            let before = self.interpreter.registers().rip;
+            if let Some(exit) = self.interpreter.serve_events(bus) {
+                return Ok(exit);
+            }
+            // The subject may have been kicked behind the delivery of an event, before it executed
+            // anything.
+            let delivered = self.interpreter.registers().rip != before;
+            if delivered && !self.goes_on(&mut chase, &target) {
+                break;
+            }
             match self.interpreter.run(bus)? {
                 VcpuExit::BudgetSpent => {
                     chase.left -= 1;
