@@ -29,6 +29,10 @@ pub const START_VECTOR: u32 = (TRAMPOLINE >> 12) as u32;
 /// The longest that a piece of work may take, milliseconds.
 const PATIENCE_MS: u64 = 60_000;
 
+/// The longest that the start of a processor may take, milliseconds: a host
+/// that is busy may let it wait.
+pub const START_MS: u64 = 10_000;
+
 /// What a processor has of its own. GS points to it.
 #[repr(C, align(4096))]
 struct Own {
@@ -217,14 +221,14 @@ pub fn place_trampoline() {
     }
 }
 
-/// Starts all others that [`count`] tells; whether they came.
-pub fn start_all() -> bool {
+/// Starts all others that [`count`] tells; a bit for each that came.
+pub fn start_all() -> u64 {
     place_trampoline();
     set_index(0);
-    (1..count()).all(|index| {
+    (1..count()).fold(1, |came, index| {
         init(index);
         startup(index, START_VECTOR);
-        is_online_within(index, 1000)
+        came | u64::from(is_online_within(index, START_MS)) << index
     })
 }
 

@@ -6,7 +6,7 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kit::apic::{self, ICR_ASSERT, ICR_INIT, ICR_OTHERS, ICR_STARTUP, reg};
-use kit::smp::{self, START_VECTOR};
+use kit::smp::{self, START_MS, START_VECTOR};
 use kit::trap::{self, Frame, vector::NMI};
 use kit::{Report, cpu, page};
 
@@ -76,6 +76,9 @@ pub fn run(t: &mut Report, count: usize) {
     place(PROBE_VECTOR, &raw const start_probe, &raw const start_probe_end);
     fill(ZEROS_VECTOR, 0);
     fill(INVALID_VECTOR, 0xff);
+    // Where events lead without a vector table, and where code without sense begins: jmp $.
+    fill(0, 0);
+    page::poke(0, 0xfeeb);
     start_state(t);
     states_of_work(t);
     without_effect(t);
@@ -106,7 +109,7 @@ fn fill(vector: u32, byte: u8) {
 fn restart(vector: u32) -> bool {
     smp::init(1);
     smp::startup(1, vector);
-    smp::is_online_within(1, 2000)
+    smp::is_online_within(1, START_MS)
 }
 
 fn start_state(t: &mut Report) {
@@ -173,7 +176,7 @@ fn states_of_work(t: &mut Report) {
     smp::wait(20, || false);
     t.eq("INIT stops a running processor", COUNTED.load(Ordering::Relaxed), before);
     smp::startup(1, START_VECTOR);
-    t.that("it starts again", smp::is_online_within(1, 2000));
+    t.that("it starts again", smp::is_online_within(1, START_MS));
     for (name, work) in [("halted", sleep_for_ever as smp::Work), ("spinning", pause_for_ever)] {
         smp::start(1, work);
         smp::wait(5, || false);
@@ -223,11 +226,11 @@ fn without_effect(t: &mut Report) {
     smp::finish(1);
     t.that("a SIPI to a running processor is ignored", true);
     smp::init(1);
-    apic::ipi(1, apic::ICR_NMI | ICR_ASSERT);
+    // No NMI: whether one is kept until the SIPI, the manuals leave open.
     apic::ipi(1, ICR_ASSERT | 0x55);
     smp::wait(5, || false);
     smp::startup(1, START_VECTOR);
-    t.that("nothing but a SIPI ends the wait for it", smp::is_online_within(1, 2000));
+    t.that("an interrupt does not end the wait for SIPI", smp::is_online_within(1, START_MS));
 }
 
 /// All others at once, by the shorthand, as firmware does it.
@@ -236,13 +239,12 @@ fn everybody(t: &mut Report, count: usize) {
     apic::ipi(0, ICR_INIT | ICR_ASSERT | ICR_OTHERS);
     smp::wait(1, || false);
     apic::ipi(0, ICR_STARTUP | ICR_ASSERT | ICR_OTHERS | START_VECTOR);
-    let all = (1..count).all(|index| smp::is_online_within(index, 2000));
+    let all = (1..count).all(|index| smp::is_online_within(index, START_MS));
     t.that("INIT and SIPI to all others", all);
 }
 
 /// Code without sense runs until INIT; it may write to low memory.
 fn senseless(t: &mut Report) {
-    let _saved = page::peek(0x500);
     for vector in [ZEROS_VECTOR, INVALID_VECTOR, 0, 0x90, 0xa0, 0xff] {
         smp::init(1);
         smp::startup(1, vector);

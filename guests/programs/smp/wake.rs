@@ -68,7 +68,7 @@ fn lost_wakeups(sleeper: smp::Work, wake: fn()) -> u64 {
             // Frees it for what comes next.
             smp::init(1);
             smp::startup(1, smp::START_VECTOR);
-            smp::is_online_within(1, 1000);
+            smp::is_online_within(1, smp::START_MS);
             return 1;
         }
     }
