@@ -243,9 +243,10 @@ fn everybody(t: &mut Report, count: usize) {
     t.that("INIT and SIPI to all others", all);
 }
 
-/// Code without sense runs until INIT; it may write to low memory.
+/// Code without sense runs until INIT. It begins where it cannot run into the
+/// program: its segment ends before 1 MiB.
 fn senseless(t: &mut Report) {
-    for vector in [ZEROS_VECTOR, INVALID_VECTOR, 0, 0x90, 0xa0, 0xff] {
+    for vector in [ZEROS_VECTOR, INVALID_VECTOR, 0, 0x90, 0xa0] {
         smp::init(1);
         smp::startup(1, vector);
         smp::wait(3, || false);
