@@ -10,7 +10,7 @@ use engine::{
     Vendor,
 };
 use interpreter::Interpreter;
-use kvm::Kvm;
+use kvm::{Kvm, Share};
 use lapic::{ApicMode, DestinationInfo, Ipi, Mailbox};
 use memory::{Gpa, GuestRam};
 
@@ -145,10 +145,12 @@ impl Guest {
     }
 }
 
-/// The engine and the TSC frequency of its guests, or the reason why there is none.
+/// The engine, executing everything on KVM whatever that is here, and the TSC frequency of its
+/// guests, or the reason why there is none.
 fn kvm_here(test: &str) -> Option<(Kvm, u32)> {
     match Kvm::open() {
         Ok(kvm) => {
+            let kvm = kvm.with_share(Share::Everything);
             let khz = kvm.fixed_tsc_khz().unwrap_or(1_000_000);
             Some((kvm, khz))
         }
