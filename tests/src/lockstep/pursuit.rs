@@ -87,22 +87,23 @@ impl Vcpu for Pursuer {
         while self.goes_on(&mut chase, &target) {
             self.interpreter.set_budget(Some(1));
             let before = self.interpreter.registers().rip;
-            if let Some(exit) = self.interpreter.serve_events(bus) {
+            let exit = match self.interpreter.serve_events(bus) {
+                Some(exit) => exit,
+                None => {
+                    // The subject may have been kicked behind the delivery of an event, before it
+                    // executed anything.
+                    let delivered = self.interpreter.registers().rip != before;
+                    if delivered && !self.goes_on(&mut chase, &target) {
+                        break;
+                    }
+                    self.interpreter.run(bus)?
+                }
+            };
+            if exit != VcpuExit::BudgetSpent {
                 return Ok(exit);
             }
-            // The subject may have been kicked behind the delivery of an event, before it executed
-            // anything.
-            let delivered = self.interpreter.registers().rip != before;
-            if delivered && !self.goes_on(&mut chase, &target) {
-                break;
-            }
-            match self.interpreter.run(bus)? {
-                VcpuExit::BudgetSpent => {
-                    chase.left -= 1;
-                    chase.executed += 1;
-                }
-                exit => return Ok(exit),
-            }
+            chase.left -= 1;
+            chase.executed += 1;
         }
         Ok(VcpuExit::BudgetSpent)
     }
