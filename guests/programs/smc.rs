@@ -31,6 +31,7 @@ fn main(t: &mut Report) {
     across_pages(t);
     loops(t);
     generated(t);
+    of_the_other_size(t);
     aliases(t);
     remapped(t);
     data_beside_code(t);
@@ -240,6 +241,18 @@ fn generated(t: &mut Report) {
     t.eq("data where code was", page::peek(start), 0x1122_3344_5566_7788);
     place(0, &mov_eax(2));
     t.eq("code where data was", at(start).run().regs.rax, 2);
+}
+
+/// 32-bit code that 64-bit code writes, again and again at the same place.
+fn of_the_other_size(t: &mut Report) {
+    let mut wrong = 0u64;
+    for value in 0..100u32 {
+        let mut run = at(place(0x2000, &mov_eax(value)));
+        let kernel32 = snippet!("nop").at(Mode::Kernel32);
+        (run.cs, run.ss) = (kernel32.cs, kernel32.ss);
+        wrong += u64::from(run.run().regs.rax != u64::from(value));
+    }
+    t.eq("32-bit code written by 64-bit code", wrong, 0);
 }
 
 /// Code seen at several addresses, changed through one of them.
