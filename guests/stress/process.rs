@@ -218,7 +218,9 @@ pub fn threads(seed: u64) -> u64 {
 pub fn files(seed: u64, folder: &Path) -> u64 {
     const LEN: usize = 64 << 10;
     let mut random = Random::new(seed);
-    let (path, other) = (folder.join(format!("{seed:x}")), folder.join(format!("{seed:x}.new")));
+    // Another run with the same seed may use the folder, too.
+    let name = format!("{}-{seed:x}", std::process::id());
+    let (path, other) = (folder.join(&name), folder.join(name + ".new"));
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create_new(true).open(&path).expect("a new file");
     let mut expected = vec![0; LEN];
