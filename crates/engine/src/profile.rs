@@ -130,6 +130,7 @@ const OPTIONAL: &[Feature] = &[f::PCLMULQDQ, f::AES, f::ADX, f::SHA];
 
 /// Features that software executes on the host CPU itself, so that the host must have them.
 const HOST_EXECUTED: &[Feature] = &[
+    f::CX16,
     f::SSE3,
     f::SSSE3,
     f::SSE4_1,
@@ -415,6 +416,9 @@ mod tests {
         let no_avx2 = |feature: Feature| feature != f::AVX2;
         let error = CpuProfile::new(Level::V3, Vendor::Intel, 1, &no_avx2).unwrap_err();
         assert!(error.to_string().contains("avx2"), "{error}");
+        let no_cx16 = |feature: Feature| feature != f::CX16;
+        let error = CpuProfile::portable(Vendor::Intel, 1, &no_cx16).unwrap_err();
+        assert!(error.to_string().contains("cx16"), "{error}");
         assert_eq!(CpuProfile::portable(Vendor::Intel, 1, &no_avx2).unwrap().name(), "v2");
     }
 

@@ -230,8 +230,8 @@ impl GuestRam {
     /// [`GuestRam::store`].
     ///
     /// # Panics
-    /// As [`GuestRam::compare_exchange`], and on a host CPU without CMPXCHG16B, which no
-    /// [x86-64-v2](https://gitlab.com/x86-psABIs/x86-64-ABI) CPU lacks.
+    /// As [`GuestRam::compare_exchange`], and on a host CPU without CMPXCHG16B, for which no
+    /// CPU profile can be made.
     pub fn compare_exchange_pair(&self, at: RamOffset, old: u128, new: u128) -> u128 {
         self.window.compare_exchange_pair(at.0, old, new)
     }
