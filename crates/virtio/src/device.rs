@@ -1,8 +1,9 @@
 //! What a kind of device has to say and do.
 
 use std::fmt;
+use std::sync::Arc;
 
-use crate::{Chain, Dma};
+use crate::{Chain, Dma, Requests};
 
 /// What a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,28 @@ pub trait VirtioDevice: Send + Sync {
         dma: &Dma,
         features: u64,
     ) -> Result<u32, DeviceError>;
+
+    /// Serves the requests of queue `queue` that wait; called by the device's thread whenever there
+    /// may be some. Without an implementation of its own, a device executes one after the other.
+    ///
+    /// # Errors
+    /// [`DeviceError`]: the driver broke the rules.
+    fn serve(&self, queue: usize, requests: &mut Requests<'_>) -> Result<(), DeviceError> {
+        while let Some(chain) = requests.take() {
+            let written = self.execute(queue, &chain, requests.dma(), requests.features())?;
+            requests.finish(chain.head, written);
+        }
+        Ok(())
+    }
+
+    /// Gives a device that has something to say by itself the means to have its queues served:
+    /// `wake` may be called by any thread. Called once, before anything else.
+    fn connect(&self, wake: Arc<dyn Fn() + Send + Sync>) {
+        drop(wake);
+    }
+
+    /// The driver, or the machine, has reset the device.
+    fn reset(&self) {}
 
     /// The device is not used any more, or for long: what it holds back goes to where it is safe.
     fn flush(&self) {}

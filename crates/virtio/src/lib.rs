@@ -40,4 +40,4 @@ pub use device::{DeviceError, DeviceKind, VirtioDevice};
 pub use dma::{Dma, NotRam};
 pub use entropy::Entropy;
 pub use queue::{Queue, QueueError, RingFeatures};
-pub use transport::VirtioPci;
+pub use transport::{Requests, VirtioPci};

@@ -171,13 +171,24 @@ impl Queue {
     /// # Errors
     /// [`QueueError::NotRam`].
     pub fn push(&mut self, dma: &Dma, head: u16, written: u32) -> Result<(), QueueError> {
-        let entry = u64::from(self.next_used & (self.size - 1));
-        let gpa = self.device.saturating_add(USED_RING + USED_ENTRY * entry);
-        let mut element = [0; USED_ENTRY as usize];
-        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-        element[4..].copy_from_slice(&written.to_le_bytes());
-        dma.write(gpa, &element).map_err(|NotRam| QueueError::NotRam { gpa })?;
-        self.next_used = self.next_used.wrapping_add(1);
+        self.push_all(dma, &[(head, written)])
+    }
+
+    /// Returns several requests, each by its first descriptor and the bytes written, in order. The
+    /// driver sees all of them or none.
+    ///
+    /// # Errors
+    /// [`QueueError::NotRam`].
+    pub fn push_all(&mut self, dma: &Dma, done: &[(u16, u32)]) -> Result<(), QueueError> {
+        for (head, written) in done {
+            let entry = u64::from(self.next_used & (self.size - 1));
+            let gpa = self.device.saturating_add(USED_RING + USED_ENTRY * entry);
+            let mut element = [0; USED_ENTRY as usize];
+            element[..4].copy_from_slice(&u32::from(*head).to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            dma.write(gpa, &element).map_err(|NotRam| QueueError::NotRam { gpa })?;
+            self.next_used = self.next_used.wrapping_add(1);
+        }
         store(dma, self.device.saturating_add(USED_INDEX), self.next_used)
     }
 

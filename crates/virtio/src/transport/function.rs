@@ -6,7 +6,7 @@ use pci::{ConfigSpace, Msix, command};
 use super::layout::{self, Layout};
 use crate::common::{Common, Request, status};
 use crate::queue::RingFeatures;
-use crate::{Chain, DeviceError, DeviceKind, Dma, VirtioDevice};
+use crate::{Chain, DeviceKind, Dma, VirtioDevice};
 
 /// ISR status: a queue has finished requests.
 const ISR_QUEUE: u8 = 1 << 0;
@@ -21,15 +21,8 @@ pub(super) struct Effects {
     pub(super) messages: Vec<Message>,
     /// The thread may have something to do.
     pub(super) kick: bool,
-}
-
-/// A request that the thread executes.
-pub(super) struct Job {
-    pub(super) chain: Chain,
-    pub(super) features: u64,
-    queue: usize,
-    /// The device's life that it belongs to.
-    life: u64,
+    /// The device was reset.
+    pub(super) reset: bool,
 }
 
 pub(super) struct State {
@@ -39,19 +32,19 @@ pub(super) struct State {
     /// ISR status; only used without MSI-X.
     pub(super) isr: u8,
     pub(super) layout: Layout,
-    /// The thread executes a request.
-    in_flight: bool,
-    /// The driver wants a reset, which waits for that request.
+    /// Requests that were taken and not returned.
+    in_flight: u32,
+    /// The driver wants a reset, which waits for those requests.
     resetting: bool,
     /// Counts resets, so that the result of a request from before is not taken for a new one's.
-    life: u64,
+    pub(super) life: u64,
 }
 
 impl State {
     pub(super) fn new(kind: DeviceKind, features: u64, queues: &[u16]) -> Self {
         let (config, msix, layout) = layout::function(kind, queues.len() as u16);
         let common = Common::new(features, msix.count(), queues);
-        let (in_flight, resetting) = (false, false);
+        let (in_flight, resetting) = (0, false);
         Self { config, msix, common, isr: 0, layout, in_flight, resetting, life: 0 }
     }
 
@@ -62,18 +55,20 @@ impl State {
     }
 
     /// As after power-on.
-    pub(super) fn power_on(&mut self) {
+    pub(super) fn power_on(&mut self, effects: &mut Effects) {
         self.config.reset();
         self.msix.reset();
-        self.reset();
+        self.reset(effects);
     }
 
     /// As after a reset by the driver.
-    fn reset(&mut self) {
+    fn reset(&mut self, effects: &mut Effects) {
         self.common.reset();
         self.isr = 0;
+        self.in_flight = 0;
         self.resetting = false;
         self.life = self.life.wrapping_add(1);
+        effects.reset = true;
     }
 
     /// Reads from the register BAR.
@@ -99,8 +94,8 @@ impl State {
             layout::COMMON if !self.resetting => match self.common.write(offset, data) {
                 Request::Nothing => {}
                 Request::Start => effects.kick = true,
-                Request::Reset if self.in_flight => self.resetting = true,
-                Request::Reset => self.reset(),
+                Request::Reset if self.in_flight != 0 => self.resetting = true,
+                Request::Reset => self.reset(effects),
             },
             layout::NOTIFY => effects.kick = self.common.is_live(),
             _ => {}
@@ -123,7 +118,7 @@ impl State {
     }
 
     /// Takes the next request of a queue, if there is one and the device may.
-    pub(super) fn take(&mut self, queue: usize, dma: &Dma, effects: &mut Effects) -> Option<Job> {
+    pub(super) fn take(&mut self, queue: usize, dma: &Dma, effects: &mut Effects) -> Option<Chain> {
         if self.resetting || !self.may_access_memory() {
             return None;
         }
@@ -132,8 +127,8 @@ impl State {
         match ring.pop(dma, RingFeatures::new(features)) {
             Ok(chain) => {
                 let chain = chain?;
-                self.in_flight = true;
-                Some(Job { chain, features, queue, life: self.life })
+                self.in_flight += 1;
+                Some(chain)
             }
             Err(_) => {
                 self.fail(effects);
@@ -142,29 +137,57 @@ impl State {
         }
     }
 
-    /// A request is done.
+    /// Returns requests, by the head of each and how many bytes were written to it, which were
+    /// taken in the device's life `life`. The driver sees them all at once.
     pub(super) fn finish(
         &mut self,
-        job: &Job,
-        result: Result<u32, DeviceError>,
+        (queue, life): (usize, u64),
+        done: &[(u16, u32)],
         dma: &Dma,
         effects: &mut Effects,
     ) {
-        self.in_flight = false;
-        if self.resetting {
-            self.reset();
-        }
-        if self.life != job.life {
+        if !self.leaves(life, done.len(), effects) {
             return;
         }
-        let ring = self.common.queues.get_mut(job.queue);
-        let returned = match (result, ring) {
-            (Ok(written), Some(ring)) => ring.push(dma, job.chain.head, written).is_ok(),
-            _ => false,
-        };
-        if !returned {
+        let ring = self.common.queues.get_mut(queue);
+        if !ring.is_some_and(|ring| ring.push_all(dma, done).is_ok()) {
             self.fail(effects);
         }
+    }
+
+    /// The last `count` requests that were taken from a queue wait again.
+    pub(super) fn untake(
+        &mut self,
+        (queue, life): (usize, u64),
+        count: u16,
+        effects: &mut Effects,
+    ) {
+        if !self.leaves(life, count.into(), effects) {
+            return;
+        }
+        if let Some(ring) = self.common.queues.get_mut(queue) {
+            ring.next_available = ring.next_available.wrapping_sub(count);
+        }
+    }
+
+    /// The driver broke the rules with a request.
+    pub(super) fn refuse(&mut self, life: u64, taken: usize, effects: &mut Effects) {
+        if self.leaves(life, taken, effects) {
+            self.fail(effects);
+        }
+    }
+
+    /// `count` requests of the device's life `life` are not under way any more. Whether that life
+    /// still lasts.
+    fn leaves(&mut self, life: u64, count: usize, effects: &mut Effects) -> bool {
+        if self.life != life {
+            return false;
+        }
+        self.in_flight = self.in_flight.saturating_sub(count as u32);
+        if self.resetting && self.in_flight == 0 {
+            self.reset(effects);
+        }
+        !self.resetting && self.life == life
     }
 
     /// Interrupts the driver if it wants to know of what a queue has finished.

@@ -4,12 +4,13 @@
 //! ISR status, device configuration, notifications. The structures can also be reached through
 //! configuration space (4.1.4.9).
 //!
-//! The device's thread executes one request at a time. A driver that resets the device meanwhile
-//! reads a status that is not 0 until the request is done (4.1.4.3.1), so that the vCPU need not
-//! wait for it here.
+//! The device's thread takes requests and returns them ([`Requests`]). A driver that resets the
+//! device meanwhile reads a status that is not 0 until none is under way (4.1.4.3.1), so that the
+//! vCPU need not wait for it here.
 
 mod function;
 mod layout;
+mod requests;
 mod saved;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,6 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use device::{Device, InterruptLine, MsiSender};
 use pci::{Function, MappedBar, STATUS_INTERRUPT, register};
@@ -27,9 +27,7 @@ use crate::worker::Control;
 use crate::{Dma, VirtioDevice};
 use function::{Effects, State};
 use layout::{MSIX_BAR, REGISTER_BAR, Window};
-
-/// A driver is told of finished requests when nothing is left to do, or after this time.
-const OVERDUE: Duration = Duration::from_micros(100);
+pub use requests::Requests;
 
 /// A virtio device on the PCI bus. It is made paused. Dropping it ends its thread.
 pub struct VirtioPci {
@@ -70,6 +68,12 @@ impl VirtioPci {
             control: Control::default(),
             requests: AtomicU64::new(0),
         });
+        let woken = Arc::downgrade(&shared);
+        shared.device.connect(Arc::new(move || {
+            if let Some(shared) = woken.upgrade() {
+                shared.control.kick();
+            }
+        }));
         let served = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name(kind.name.to_owned())
@@ -133,6 +137,9 @@ impl Shared {
         if before != after {
             self.publish();
         }
+        if effects.reset {
+            self.device.reset();
+        }
         if effects.kick {
             self.control.kick();
         }
@@ -154,26 +161,8 @@ impl Shared {
     /// What the thread does when it was kicked.
     fn serve_queues(&self) {
         for index in 0..self.device.queues().len() {
-            self.serve_queue(index);
+            Requests::serve(self, index);
         }
-    }
-
-    fn serve_queue(&self, index: usize) {
-        let mut untold: Option<Instant> = None;
-        while !self.control.must_stop() {
-            let Some(job) = self.update(|state, effects| state.take(index, &self.dma, effects))
-            else {
-                break;
-            };
-            let result = self.device.execute(index, &job.chain, &self.dma, job.features);
-            self.requests.fetch_add(1, Ordering::Relaxed);
-            self.update(|state, effects| state.finish(&job, result, &self.dma, effects));
-            if untold.get_or_insert_with(Instant::now).elapsed() >= OVERDUE {
-                self.update(|state, effects| state.tell(index, &self.dma, effects));
-                untold = None;
-            }
-        }
-        self.update(|state, effects| state.tell(index, &self.dma, effects));
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
@@ -235,7 +224,7 @@ impl Function for VirtioPci {
 
 impl Device for VirtioPci {
     fn reset(&self) {
-        self.shared.update(|state, _| state.power_on());
+        self.shared.update(|state, effects| state.power_on(effects));
         self.shared.publish();
     }
 }

@@ -1,4 +1,5 @@
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use backend::{Disk, HostEntropy, MemoryDisk};
 use device::Message;
