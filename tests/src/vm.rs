@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use engine::Engine;
 use lifecycle::{
-    BootFiles, ConsoleOutput, Disk, EngineChoice, MachineSpec, Outcome, Policy, SnapshotDir, Vm,
-    VmConfig, VmError,
+    BootFiles, ConsoleOutput, Disk, EngineChoice, MacAddress, MachineSpec, NetBackend, NetPort,
+    Outcome, Policy, SnapshotDir, Vm, VmConfig, VmError,
 };
 
 /// Bytes of console that are kept.
@@ -102,13 +102,16 @@ pub struct Setup {
     pub policy: Policy,
     /// Its disks.
     pub disks: Vec<Arc<dyn Disk>>,
+    /// Its networks.
+    pub nets: Vec<NetPort>,
 }
 
 impl Setup {
     /// A machine with `memory` MiB that boots `boot`.
     pub fn new(engine: Arc<dyn Engine>, memory: u64, boot: BootFiles) -> Self {
         let (spec, policy) = (MachineSpec::new(memory << 20), Policy::default());
-        Self { spec, engine, boot, policy, disks: Vec::new() }
+        let (disks, nets) = (Vec::new(), Vec::new());
+        Self { spec, engine, boot, policy, disks, nets }
     }
 
     /// With this command line.
@@ -146,6 +149,13 @@ impl Setup {
         self
     }
 
+    /// With one network card more.
+    #[must_use]
+    pub fn net(mut self, mac: MacAddress, backend: Arc<dyn NetBackend>) -> Self {
+        self.nets.push(NetPort { mac, backend });
+        self
+    }
+
     /// The VM, before its first instruction.
     pub fn create(self) -> Guest {
         let console = Arc::new(Transcript::default());
@@ -155,6 +165,7 @@ impl Setup {
             boot: Some(self.boot),
             console: Arc::clone(&console) as _,
             disks: self.disks,
+            nets: self.nets,
             policy: self.policy,
         };
         let vm = Vm::create(config).unwrap_or_else(|error| panic!("no VM: {error}"));
@@ -207,6 +218,7 @@ impl Guest {
             boot: None,
             console: Arc::clone(&console) as _,
             disks,
+            nets: Vec::new(),
             policy: Policy::default(),
         };
         Ok(Self { vm: Vm::restore(dir, config)?, console })

@@ -4,19 +4,23 @@
 //! what the host offers: a terminal, a file, a network. Front ends depend on these traits, never
 //! on files or sockets.
 //!
-//! Key types: [`ConsoleOutput`], [`ConsoleInput`], [`Disk`], [`Entropy`]. Network traits join them
-//! with the first device that uses them.
+//! Key types: [`ConsoleOutput`], [`ConsoleInput`], [`Disk`], [`Entropy`], [`NetBackend`].
 //!
 //! Neighbours: `chipset` (UART) and `virtio` are front ends; `cli` and `lifecycle` provide the
-//! terminal, `storage` disks.
+//! terminal, `storage` disks, `network` networks.
 
 #![forbid(unsafe_code)]
 
 mod disk;
 mod entropy;
+mod net;
 
 pub use disk::{Disk, MemoryDisk, SECTOR};
 pub use entropy::{Entropy, HostEntropy};
+pub use net::{
+    Counter, Frame, MAX_FRAME, MacAddress, NetBackend, Offload, PartialChecksum, Segmentation,
+    SegmentationKind, Wake,
+};
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -90,6 +90,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
         boot: Some(boot.files),
         console: Arc::clone(&output) as _,
         disks,
+        nets: Vec::new(),
         policy: policy_of(args),
     };
     let vm = Arc::new(Vm::create(config)?);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backend::{ConsoleOutput, Disk};
 use engine::Engine;
-use machine::{BootFiles, MachineSpec};
+use machine::{BootFiles, MachineSpec, NetPort};
 
 /// What happens on a triple fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct VmConfig {
     /// Disks, in the order in which the guest finds them. What the specification says of them is
     /// made from these; those of a restored VM must be like the ones that it had.
     pub disks: Vec<Arc<dyn Disk>>,
+    /// Networks, in the order in which the guest finds its cards; as with disks.
+    pub nets: Vec<NetPort>,
     /// How the VM answers to what the guest does.
     pub policy: Policy,
 }

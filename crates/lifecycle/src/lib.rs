@@ -48,12 +48,15 @@ mod tests;
 mod vcpu_thread;
 mod vm;
 
-pub use backend::{ConsoleInput, ConsoleOutput, Disk};
+pub use backend::{
+    ConsoleInput, ConsoleOutput, Counter, Disk, Frame, MacAddress, NetBackend, Offload, Wake,
+};
 pub use config::{Policy, TripleFaultPolicy, VmConfig};
 pub use error::VmError;
 pub use machine::{
     BootFiles, CpuLevel, EngineChoice, KvmOffer, MachineError, MachineSpec, MachineStats,
-    NamedFile, Platform, RawDisk, RequestCount, Selected, StorageError, TimerCount, host,
+    NamedFile, NetPort, NetStats, Platform, RawDisk, RequestCount, Selected, StorageError,
+    TimerCount, host,
 };
 pub use outcome::{Outcome, Progress};
 pub use snapshot::{CpuEntry, FileEntry, Manifest, SectionEntry, SnapshotDir, SnapshotError};

@@ -248,6 +248,7 @@ pub(crate) fn config(script: &[Step], policy: Policy) -> (VmConfig, Arc<CaptureC
         boot: Some(BootFiles::from_bytes(kernel(), None).expect("kernel")),
         console: Arc::clone(&console) as _,
         disks: Vec::new(),
+        nets: Vec::new(),
         policy,
     };
     (config, console)

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use backend::ConsoleInput;
 use engine::CpuProfile;
-use machine::{DiskSpec, HostSide, Machine};
+use machine::{DiskSpec, HostSide, Machine, NetSpec};
 
 use crate::driver::{Driver, Ending, Event, Reply, Request};
 use crate::snapshot::{Opened, SnapshotDir};
@@ -39,6 +39,7 @@ impl Vm {
     /// [`VmError::Host`].
     pub fn create(mut config: VmConfig) -> Result<Self, VmError> {
         config.spec.disks = config.disks.iter().map(|disk| DiskSpec::of(&**disk)).collect();
+        config.spec.nets = config.nets.iter().map(NetSpec::of).collect();
         config.spec.check()?;
         let mut profile = config.spec.cpu.profile()?;
         if let Some(khz) = config.engine.fixed_tsc_khz() {
@@ -186,8 +187,8 @@ struct Builder {
 
 impl Builder {
     fn new(config: VmConfig, profile: CpuProfile) -> Result<Self, VmError> {
-        let VmConfig { spec, engine, boot, console, disks, policy } = config;
-        let host = HostSide { boot, disks, ..HostSide::new(console) };
+        let VmConfig { spec, engine, boot, console, disks, nets, policy } = config;
+        let host = HostSide { boot, disks, nets, ..HostSide::new(console) };
         let mut machine = Machine::new(spec, profile, host)?;
         let vcpus = machine.create_vcpus(&*engine)?;
         let bus = machine.bus();

@@ -42,6 +42,14 @@ pub enum MachineError {
         /// The most that there can be.
         most: usize,
     },
+    /// There are no slots for so many.
+    #[error("{count} network cards are more than there are slots for, {most}; leave out a --net")]
+    TooManyNets {
+        /// Networks asked for.
+        count: usize,
+        /// The most that there can be.
+        most: usize,
+    },
     /// The disks are not those that the machine was made with.
     #[error(
         "the machine has {wanted} and was given {given}; restore it with the disks that it had, in \
@@ -51,6 +59,17 @@ pub enum MachineError {
         /// The disks of the specification.
         wanted: String,
         /// The disks that were opened.
+        given: String,
+    },
+    /// The network cards are not those that the machine was made with.
+    #[error(
+        "the machine has {wanted} and was given {given}; restore it with the networks that it had, \
+         in the same order"
+    )]
+    OtherNets {
+        /// The cards of the specification.
+        wanted: String,
+        /// The networks that were given.
         given: String,
     },
     /// The guest was restored without its kernel and wants to be reset.

@@ -1,8 +1,9 @@
 //! A machine: guest RAM, devices, clock and timers, without the threads that run it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use backend::{ConsoleInput, ConsoleOutput, Disk};
+use backend::{ConsoleInput, ConsoleOutput, Counter, Disk, NetBackend};
 use boot::MemoryMap;
 use chipset::KvmClock;
 use device::{GuestClock, WallClock};
@@ -11,15 +12,15 @@ use lapic::{Fabric, LocalApic, LocalApicConfig, Mailbox};
 use memory::GuestRam;
 use serde::Serialize;
 use state::Archive;
-use virtio::VirtioPci;
+use virtio::{NetCounters, VirtioPci};
 use x86::cpuid::Answer;
 
 use crate::cpu_bus;
 use crate::pc::{self, Pc, Surroundings};
 use crate::save::{self, SavedClock};
 use crate::{
-    AccessCount, BootFiles, DiskSpec, HostWallClock, MachineError, MachineSpec, TimerThread,
-    VmClock,
+    AccessCount, BootFiles, DiskSpec, HostWallClock, MachineError, MachineSpec, NetPort, NetSpec,
+    TimerThread, VmClock,
 };
 
 /// A machine without its vCPU threads. It is made with its clock and timers stopped.
@@ -33,6 +34,7 @@ pub struct Machine {
     timers: TimerThread,
     fabric: Arc<Fabric>,
     pc: Pc,
+    networks: Vec<Arc<dyn NetBackend>>,
     boot: Option<BootFiles>,
     /// Each vCPU's state after power-on.
     power_on: Vec<VcpuState>,
@@ -46,6 +48,8 @@ pub struct HostSide {
     pub console: Arc<dyn ConsoleOutput>,
     /// The disks of the specification.
     pub disks: Vec<Arc<dyn Disk>>,
+    /// The networks of the specification.
+    pub nets: Vec<NetPort>,
     /// The wall clock. With one that is moved by hand, and [`Machine::advance_time`], two machines
     /// see the same time.
     pub wall: Arc<dyn WallClock>,
@@ -54,7 +58,8 @@ pub struct HostSide {
 impl HostSide {
     /// Nothing but a console, and the host's wall clock.
     pub fn new(console: Arc<dyn ConsoleOutput>) -> Self {
-        Self { boot: None, console, disks: Vec::new(), wall: Arc::new(HostWallClock) }
+        let (disks, nets) = (Vec::new(), Vec::new());
+        Self { boot: None, console, disks, nets, wall: Arc::new(HostWallClock) }
     }
 }
 
@@ -69,6 +74,8 @@ pub struct MachineStats {
     pub timers: Vec<TimerCount>,
     /// Requests of virtio devices.
     pub virtio: Vec<RequestCount>,
+    /// Network cards and the networks behind them.
+    pub nets: Vec<NetStats>,
     /// Interrupt messages that reached no processor.
     pub interrupts_dropped: u64,
 }
@@ -80,6 +87,15 @@ pub struct RequestCount {
     pub device: &'static str,
     /// Requests.
     pub requests: u64,
+}
+
+/// What a network card and the network behind it counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NetStats {
+    /// Address of the card.
+    pub mac: String,
+    /// The counters by name.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// How often a device's timer fired.
@@ -97,14 +113,16 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError::Boot`] for a memory size that cannot be, [`MachineError::OtherDisks`],
-    /// [`MachineError::Memory`], [`MachineError::Host`].
+    /// [`MachineError::OtherNets`], [`MachineError::Memory`], [`MachineError::Host`].
     pub fn new(
         spec: MachineSpec,
         mut profile: CpuProfile,
         host: HostSide,
     ) -> Result<Self, MachineError> {
-        let HostSide { boot, console, disks, wall } = host;
+        let HostSide { boot, console, disks, nets, wall } = host;
         check_disks(&spec.disks, &disks)?;
+        check_nets(&spec.nets, &nets)?;
+        let networks = nets.iter().map(|port| Arc::clone(&port.backend)).collect();
         for (leaf, [mut eax, ebx, ecx, edx]) in KvmClock::cpuid(profile.tsc_khz()) {
             if leaf == cpu_bus::KVM_FEATURES && spec.cpus > 1 {
                 eax |= cpu_bus::KVM_FEATURE_PV_UNHALT;
@@ -129,10 +147,24 @@ impl Machine {
             fabric: &fabric,
             console,
             disks,
+            nets,
         })?;
         let profile = Arc::new(profile);
         let power_on = Vec::new();
-        Ok(Self { spec, profile, tsc, map, ram, clock, timers, fabric, pc, boot, power_on })
+        Ok(Self {
+            spec,
+            profile,
+            tsc,
+            map,
+            ram,
+            clock,
+            timers,
+            fabric,
+            pc,
+            networks,
+            boot,
+            power_on,
+        })
     }
 
     /// Makes the vCPUs, once.
@@ -298,6 +330,17 @@ impl Machine {
         self.pc.acpi.press_power_button();
     }
 
+    fn net_stats(&self) -> Vec<NetStats> {
+        let cards = self.spec.nets.iter().zip(&self.pc.pci.nets).zip(&self.networks);
+        let one =
+            |((spec, card), network): ((&NetSpec, &Arc<NetCounters>), &Arc<dyn NetBackend>)| {
+                let all = card.list().into_iter().chain(network.counters());
+                let counters = all.map(|Counter { name, count }| (name, count)).collect();
+                NetStats { mac: spec.mac.to_string(), counters }
+            };
+        cards.map(one).collect()
+    }
+
     /// What devices and buses did.
     pub fn stats(&self) -> MachineStats {
         let fired = self.timers.fired().into_iter();
@@ -305,6 +348,7 @@ impl Machine {
             ports: self.pc.bus.ports.counts(),
             mmio: self.pc.bus.mmio.counts(),
             virtio: self.pc.pci.virtio.iter().map(|d| request_count(d)).collect(),
+            nets: self.net_stats(),
             timers: fired.map(|(timer, fired)| TimerCount { timer, fired }).collect(),
             interrupts_dropped: self.fabric.dropped(),
         }
@@ -322,6 +366,25 @@ fn check_disks(wanted: &[DiskSpec], given: &[Arc<dyn Disk>]) -> Result<(), Machi
         return Ok(());
     }
     Err(MachineError::OtherDisks { wanted: describe(wanted), given: describe(&given) })
+}
+
+/// Whether the networks are those of the specification.
+fn check_nets(wanted: &[NetSpec], given: &[NetPort]) -> Result<(), MachineError> {
+    let given: Vec<_> = given.iter().map(NetSpec::of).collect();
+    if wanted == given {
+        return Ok(());
+    }
+    let describe = |nets: &[NetSpec]| match nets {
+        [] => "no network cards".to_owned(),
+        _ => {
+            let one = |net: &NetSpec| match net.mtu {
+                Some(mtu) => format!("{} with MTU {mtu}", net.mac),
+                None => net.mac.to_string(),
+            };
+            format!("network cards {}", nets.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
+    };
+    Err(MachineError::OtherNets { wanted: describe(wanted), given: describe(&given) })
 }
 
 fn describe(disks: &[DiskSpec]) -> String {

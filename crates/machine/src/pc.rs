@@ -37,7 +37,7 @@ use pci::Root;
 use crate::cpu_bus::PcBus;
 use crate::listening::ListeningUart;
 use crate::pci_bus::{self, BusSurroundings, PciBus};
-use crate::{MachineError, MachineSpec, MmioMap, PortMap, VmClock, fw_cfg};
+use crate::{MachineError, MachineSpec, MmioMap, NetPort, PortMap, VmClock, fw_cfg};
 
 /// What the devices are connected to.
 pub(crate) struct Surroundings<'a> {
@@ -51,6 +51,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) fabric: &'a Arc<Fabric>,
     pub(crate) console: Arc<dyn ConsoleOutput>,
     pub(crate) disks: Vec<Arc<dyn Disk>>,
+    pub(crate) nets: Vec<NetPort>,
 }
 
 /// The devices of a PC.
@@ -67,8 +68,8 @@ pub(crate) struct Pc {
 impl Pc {
     /// Builds and connects the devices.
     pub(crate) fn new(around: Surroundings<'_>) -> Result<Self, MachineError> {
-        let Surroundings { spec, map, ram, tsc, clock, wall, timers, fabric, console, disks } =
-            around;
+        let Surroundings { spec, map, ram, tsc, clock, wall, timers, fabric, console, .. } = around;
+        let (disks, nets) = (&around.disks, &around.nets);
         let guest_clock = || Arc::clone(clock) as Arc<dyn GuestClock>;
         let messages: Arc<dyn MsiSender> = Arc::clone(fabric) as _;
 
@@ -98,7 +99,7 @@ impl Pc {
         let (reset_port, _) = I8042::RESET_REGISTER;
         let own = I8042::PORTS.into_iter().filter(|(first, _)| *first != reset_port);
         claim(&mut ports, "i8042", &own.collect::<Vec<_>>(), &i8042)?;
-        let around = BusSurroundings { ram, fabric, pic: &pic, io_apic: &io_apic, disks: &disks };
+        let around = BusSurroundings { ram, fabric, pic: &pic, io_apic: &io_apic, disks, nets };
         let pci = PciBus::new(&around)?;
         let config =
             Arc::new(ConfigPorts { reset: Arc::clone(&i8042), root: Arc::clone(&pci.root) });

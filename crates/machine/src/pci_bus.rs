@@ -5,6 +5,7 @@
 //! | host bridge 8086:29c0 | 00:00.0, ECAM at 0xb000_0000 | |
 //! | entropy device | 00:01.0 | MSI-X, or I/O APIC input 21 |
 //! | disks | from 00:02.0 on | MSI-X, or I/O APIC inputs 20 to 23 in turn |
+//! | network cards | from 00:1e.0 downwards | the same |
 //! | LPC bridge 8086:2918 | 00:1f.0 | |
 //!
 //! All addresses that are neither RAM nor a device of the platform lead to the bus, so that BARs
@@ -23,14 +24,17 @@ use memory::GuestRam;
 use pci::{
     Address, Assignment, Function, HostBridge, LpcBridge, PIRQS, Root, SharedLine, Window, pirq,
 };
-use virtio::{Block, Dma, Entropy, VirtioDevice, VirtioPci};
+use virtio::{Block, Dma, Entropy, Net, NetCounters, VirtioDevice, VirtioPci};
 
-use crate::{MachineError, MmioMap, PortMap};
+use crate::{MachineError, MmioMap, NetPort, PortMap};
 
 /// Slot of the entropy device.
 const ENTROPY_SLOT: u8 = 1;
 /// Slot of the first disk.
 pub(crate) const FIRST_DISK_SLOT: u8 = 2;
+/// Slot of the first network card; the others follow downwards, so that their places do not depend
+/// on how many disks there are.
+const FIRST_NET_SLOT: u8 = 0x1e;
 /// Slot of the LPC bridge.
 const LPC_SLOT: u8 = 0x1f;
 /// Input of the I/O APIC that PIRQA# leads to.
@@ -43,7 +47,9 @@ const ADDRESS_SPACE: u64 = 1 << 52;
 const ELCR: u16 = 0x4d1;
 
 /// The most disks that there are slots for.
-pub(crate) const MAX_DISKS: usize = (LPC_SLOT - FIRST_DISK_SLOT) as usize;
+pub(crate) const MAX_DISKS: usize = (FIRST_NET_SLOT + 1 - FIRST_DISK_SLOT) as usize - MAX_NETS;
+/// The most network cards.
+pub(crate) const MAX_NETS: usize = 4;
 
 /// What the bus is connected to.
 pub(crate) struct BusSurroundings<'a> {
@@ -52,6 +58,7 @@ pub(crate) struct BusSurroundings<'a> {
     pub(crate) pic: &'a Arc<Pic>,
     pub(crate) io_apic: &'a IoApic,
     pub(crate) disks: &'a [Arc<dyn Disk>],
+    pub(crate) nets: &'a [NetPort],
 }
 
 /// The bus and its functions.
@@ -59,12 +66,15 @@ pub(crate) struct PciBus {
     pub(crate) root: Arc<Root>,
     /// Devices that have a thread.
     pub(crate) virtio: Vec<Arc<VirtioPci>>,
+    /// What network cards count, in order.
+    pub(crate) nets: Vec<Arc<NetCounters>>,
     /// What is saved, in the order in which it is restored: the bus after its functions.
     pub(crate) devices: Vec<(Cow<'static, str>, Arc<dyn Device>)>,
 }
 
 impl PciBus {
-    /// Builds the bus with a disk for each of `disks`, in order.
+    /// Builds the bus with a disk for each of `disks` and a network card for each of `nets`, in
+    /// order.
     pub(crate) fn new(around: &BusSurroundings<'_>) -> Result<Self, MachineError> {
         let host = Arc::new(HostBridge::new());
         let lpc = Arc::new(lpc_bridge(around.pic, around.io_apic));
@@ -76,6 +86,12 @@ impl PciBus {
             let block = Block::new(Arc::clone(disk), &format!("disk{index}"));
             bus.add(FIRST_DISK_SLOT + index, Box::new(block))?;
         }
+        let mut nets = Vec::new();
+        for (index, port) in (0..).zip(around.nets) {
+            let card = Net::new(Arc::clone(&port.backend), port.mac);
+            nets.push(card.counters());
+            bus.add(FIRST_NET_SLOT - index, Box::new(card))?;
+        }
         let Population { mut functions, virtio, .. } = bus;
         let devices = virtio.iter().map(|(at, device)| (name(*at), Arc::clone(device) as _));
         let mut all: Vec<(_, Arc<dyn Device>)> =
@@ -85,7 +101,7 @@ impl PciBus {
         let root = Arc::new(Root::new(host, functions));
         all.push(("0".into(), Arc::clone(&root) as _));
         let virtio = virtio.into_iter().map(|(_, device)| device).collect();
-        Ok(Self { root, virtio, devices: all })
+        Ok(Self { root, virtio, nets, devices: all })
     }
 
     /// Leads all addresses to the bus that nobody else has.

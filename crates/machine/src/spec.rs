@@ -1,10 +1,12 @@
 //! What a machine is to be: the specification that a snapshot records.
 
-use backend::Disk;
+use std::sync::Arc;
+
+use backend::{Disk, MacAddress, NetBackend};
 use engine::{CpuProfile, Level};
 use serde::{Deserialize, Serialize};
 
-use crate::pci_bus::MAX_DISKS;
+use crate::pci_bus::{MAX_DISKS, MAX_NETS};
 use crate::{MachineError, host};
 
 /// The most vCPUs of a machine.
@@ -77,6 +79,35 @@ pub struct MachineSpec {
     /// Disks, in the order in which the guest finds them.
     #[serde(default)]
     pub disks: Vec<DiskSpec>,
+    /// Network cards, in the order in which the guest finds them.
+    #[serde(default)]
+    pub nets: Vec<NetSpec>,
+}
+
+/// A network card, as the guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetSpec {
+    /// Its address.
+    pub mac: MacAddress,
+    /// The largest IP packet in bytes, if it says so.
+    pub mtu: Option<u16>,
+}
+
+impl NetSpec {
+    /// What the guest sees of `port`.
+    pub fn of(port: &NetPort) -> Self {
+        Self { mac: port.mac, mtu: port.backend.mtu() }
+    }
+}
+
+/// A network that a machine is connected to.
+#[derive(Clone)]
+pub struct NetPort {
+    /// Address of the guest's card.
+    pub mac: MacAddress,
+    /// The network.
+    pub backend: Arc<dyn NetBackend>,
 }
 
 /// A disk, as the guest sees it.
@@ -107,6 +138,7 @@ impl MachineSpec {
             cmdline: String::new(),
             debug_exit: false,
             disks: Vec::new(),
+            nets: Vec::new(),
         }
     }
 
@@ -114,7 +146,7 @@ impl MachineSpec {
     ///
     /// # Errors
     /// [`MachineError::NoCpus`], [`MachineError::TooManyCpus`], [`MachineError::TooManyDisks`],
-    /// [`MachineError::MoreThanHost`]; sizes that no host could have are `boot`'s to refuse.
+    /// [`MachineError::TooManyNets`], [`MachineError::MoreThanHost`]; sizes that no host could have are `boot`'s to refuse.
     pub fn check(&self) -> Result<(), MachineError> {
         match self.cpus {
             0 => return Err(MachineError::NoCpus),
@@ -124,6 +156,10 @@ impl MachineSpec {
         if self.disks.len() > MAX_DISKS {
             let count = self.disks.len();
             return Err(MachineError::TooManyDisks { count, most: MAX_DISKS });
+        }
+        if self.nets.len() > MAX_NETS {
+            let count = self.nets.len();
+            return Err(MachineError::TooManyNets { count, most: MAX_NETS });
         }
         boot::MemoryMap::new(self.memory)?;
         let host = host::memory()

@@ -2,7 +2,8 @@
 //!
 //! A [`VirtioPci`] is a function on the PCI bus: the transport (4.1) with its registers, MSI-X and
 //! INTx, its queues, and a thread that executes requests, so that no vCPU ever waits for a host
-//! file. What a device does with a request is a [`VirtioDevice`]: [`Block`], [`Entropy`].
+//! file. What a device does with a request is a [`VirtioDevice`]: [`Block`], [`Entropy`],
+//! [`Net`].
 //!
 //! Everything in guest memory is the guest's: rings, descriptors and requests are copied out before
 //! they are looked at, bounded, and may be nonsense. A request that makes no sense fails; a ring
@@ -28,6 +29,7 @@ mod common;
 mod device;
 mod dma;
 mod entropy;
+mod net;
 mod queue;
 #[cfg(test)]
 mod testing;
@@ -39,5 +41,6 @@ pub use chain::{Chain, Reader, Segment, Writer};
 pub use device::{DeviceError, DeviceKind, VirtioDevice};
 pub use dma::{Dma, NotRam};
 pub use entropy::Entropy;
+pub use net::{Net, NetCounters};
 pub use queue::{Queue, QueueError, RingFeatures};
 pub use transport::{Requests, VirtioPci};

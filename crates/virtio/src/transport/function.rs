@@ -150,7 +150,7 @@ impl State {
             return;
         }
         let ring = self.common.queues.get_mut(queue);
-        if !ring.is_some_and(|ring| ring.push_all(dma, done).is_ok()) {
+        if ring.is_none_or(|ring| ring.push_all(dma, done).is_err()) {
             self.fail(effects);
         }
     }
