@@ -74,6 +74,12 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// Whether all writes of its vCPUs to guest RAM go through the hooks of `memory`, so that a
+    /// snapshot can be taken while they run, and the pages that they write are known.
+    fn tracks_writes(&self) -> bool {
+        true
+    }
+
     /// Makes a vCPU in its power-on state.
     ///
     /// # Errors

@@ -118,6 +118,11 @@ impl Engine for Kvm {
         self.opened.fixed_tsc_khz
     }
 
+    /// Guest code writes to memory on the CPU.
+    fn tracks_writes(&self) -> bool {
+        false
+    }
+
     fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
         Ok(Box::new(KvmVcpu::new(config, &self.opened, self.share()?)?))
     }

@@ -23,6 +23,19 @@ pub struct Policy {
     pub no_reboot: bool,
     /// What happens on a triple fault.
     pub triple_fault: TripleFaultPolicy,
+    /// Time in which the VM is paused, or saved and not yet restored, passes for the guest: its
+    /// clocks go forward by as much when it goes on, so that its wall clock is right.
+    pub catch_up: bool,
+}
+
+/// How a VM is restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreOptions {
+    /// Memory is mapped instead of read: the VM is there at once and reads what it touches. The
+    /// checksums of memory are then not compared; [`crate::SnapshotDir::verify`] does that.
+    pub map: bool,
+    /// The VM is a copy, and this is its new identity (the VM generation ID).
+    pub generation: Option<[u8; 16]>,
 }
 
 /// What a VM is started with. All files are open.

@@ -3,13 +3,17 @@
 use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
-use engine::{StopReason, VcpuExit, VcpuState};
+use std::time::{Duration, Instant};
+
+use engine::{Engine, StopReason, Vcpu, VcpuExit, VcpuState};
 use machine::Machine;
+use memory::DirtyConsumer;
 use state::Archive;
 
-use crate::snapshot::{self, Manifest, SnapshotDir};
+use crate::live::{Order, Parked, PauseClock};
+use crate::snapshot::{self, LiveMemory, Manifest, PageSet, SnapshotDir};
 use crate::vcpu_thread::{RunResult, VcpuThread};
 use crate::{Outcome, Policy, Progress, TripleFaultPolicy, VmError, VmStats};
 
@@ -31,6 +35,11 @@ pub(crate) enum Request {
     Reset(Reply<()>),
     RunFor(u64, Reply<Progress>),
     Save(SnapshotDir, Reply<()>),
+    /// Begins a snapshot behind the running guest.
+    Snapshot(Order, Reply<Parked>),
+    /// Lets another engine execute the guest.
+    Hop(Arc<dyn Engine>, Reply<Duration>),
+    IsRunning(Reply<bool>),
     Stats(Reply<VmStats>),
     Kill,
 }
@@ -74,14 +83,32 @@ enum Phase {
     Running,
 }
 
+/// What a driver is made of.
+pub(crate) struct Parts {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) vcpus: Vec<VcpuThread>,
+    pub(crate) policy: Policy,
+    pub(crate) channel: (Sender<Event>, Receiver<Event>),
+    /// For a restored VM, the time since it was saved.
+    pub(crate) skipped: Option<Duration>,
+}
+
 pub(crate) struct Driver {
     pub(crate) machine: Arc<Machine>,
-    pub(crate) engine: &'static str,
+    pub(crate) engine: Arc<dyn Engine>,
     pub(crate) vcpus: Vec<VcpuThread>,
     pub(crate) policy: Policy,
     pub(crate) events: Receiver<Event>,
+    /// For the vCPUs of another engine.
+    pub(crate) to_self: Sender<Event>,
     pub(crate) ending: Arc<Ending>,
     phase: Phase,
+    pauses: PauseClock,
+    /// Memory that is being written behind the running guest.
+    live: Weak<LiveMemory>,
+    /// All writes to memory since the last snapshot are in the dirty log.
+    tracking: bool,
     /// Requests that came while the driver waited for vCPUs to park.
     deferred: VecDeque<Request>,
     /// Who waits for the instruction budget to be spent.
@@ -90,22 +117,21 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(
-        machine: Arc<Machine>,
-        engine: &'static str,
-        vcpus: Vec<VcpuThread>,
-        policy: Policy,
-        events: Receiver<Event>,
-        ending: Arc<Ending>,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts, ending: Arc<Ending>) -> Self {
+        let Parts { machine, engine, vcpus, policy, channel: (to_self, events), skipped } = parts;
+        let tracking = skipped.is_some() && engine.tracks_writes();
         Self {
             machine,
             engine,
             vcpus,
             policy,
             events,
+            to_self,
             ending,
             phase: Phase::Paused,
+            pauses: PauseClock::new(skipped),
+            live: Weak::new(),
+            tracking,
             deferred: VecDeque::new(),
             budget: None,
             resets: 0,
@@ -175,6 +201,11 @@ impl Driver {
                 return self.parked(&reply, |driver| driver.save(&dir));
             }
             Request::Stats(reply) => return self.parked(&reply, |driver| driver.stats()),
+            Request::Snapshot(order, reply) => return self.begin_snapshot(order, &reply),
+            Request::Hop(engine, reply) => return self.hop(&engine, &reply),
+            Request::IsRunning(reply) => {
+                let _ = reply.send(Ok(self.phase == Phase::Running));
+            }
         }
         None
     }
@@ -287,6 +318,9 @@ impl Driver {
 
     /// Resets the machine and puts the vCPUs where the kernel begins. All is parked.
     fn reset(&mut self) -> Result<(), VmError> {
+        self.finish_live();
+        // Loading a kernel is not in the dirty log.
+        self.tracking = false;
         let states = self.machine.boot()?;
         self.restore_vcpus(states)?;
         self.resets += 1;
@@ -301,6 +335,9 @@ impl Driver {
     fn go(&mut self) {
         if self.phase == Phase::Running {
             return;
+        }
+        if let Some(passed) = self.pauses.end().filter(|_| self.policy.catch_up) {
+            self.machine.skip_time(passed.as_nanos().try_into().unwrap_or(u64::MAX));
         }
         self.machine.start_time();
         for vcpu in &mut self.vcpus {
@@ -330,6 +367,7 @@ impl Driver {
             }
         }
         self.machine.stop_time();
+        self.pauses.begin();
         self.phase = Phase::Paused;
         self.settle(verdicts)
     }
@@ -351,29 +389,154 @@ impl Driver {
     }
 
     fn save(&mut self, dir: &SnapshotDir) -> Result<(), VmError> {
+        let (manifest, archive) = self.state()?;
+        // A snapshot that survives a failure of the host is of no use with disks that do not.
+        self.machine.flush_disks();
+        snapshot::write(dir, manifest, archive, self.machine.ram())?;
+        Ok(())
+    }
+
+    /// Everything but memory. All is parked.
+    fn state(&self) -> Result<(Manifest, Archive), VmError> {
         let mut archive = Archive::new();
         for (index, vcpu) in (0..).zip(&self.vcpus) {
             archive.push(vcpu.save()?.to_section(index)?)?;
         }
-        self.machine.save(&mut archive)?;
-        // A snapshot that survives a failure of the host is of no use with disks that do not.
-        self.machine.flush_disks();
         let machine = &self.machine;
-        let manifest =
-            Manifest::new(self.engine, machine.spec(), machine.profile(), machine.guest_time());
-        snapshot::write(dir, manifest, archive, machine.ram())?;
+        machine.save(&mut archive)?;
+        let (engine, time) = (self.engine.name(), machine.guest_time());
+        Ok((Manifest::new(engine, machine.spec(), machine.profile(), time), archive))
+    }
+
+    /// Saves everything but memory, sees to it that memory can be written later as it is now, and
+    /// goes on.
+    fn begin_snapshot(&mut self, order: Order, reply: &Reply<Parked>) -> Option<Outcome> {
+        let phase = self.phase;
+        let start = Instant::now();
+        let ended = self.halt();
+        let begun = self.unless_ended(ended.as_ref(), |driver| driver.begin_parked(order));
+        if ended.is_none() && phase == Phase::Running {
+            self.go();
+        }
+        let _ = reply.send(begun.map(|parked| Parked { paused: start.elapsed(), ..parked }));
+        ended
+    }
+
+    fn begin_parked(&mut self, order: Order) -> Result<Parked, VmError> {
+        self.finish_live();
+        let Order { file, base, while_parked } = order;
+        let (mut manifest, archive) = self.state()?;
+        if let Some(act) = while_parked {
+            // What programs find in the files of disks is what the guest has written.
+            self.machine.flush_disks();
+            manifest.disks = act()?;
+        }
+        let ram = self.machine.ram();
+        let pages = (ram.size() / memory::PAGE_SIZE) as usize;
+        let layer = match base.filter(|_| self.tracking) {
+            Some(base) => {
+                manifest.base = Some(base);
+                PageSet::of(pages, &ram.dirty_pages(DirtyConsumer::Snapshot))
+            }
+            None => PageSet::full(pages),
+        };
+        let live = Arc::new(LiveMemory::new(Arc::clone(ram), file, layer));
+        self.tracking = self.engine.tracks_writes();
+        if self.tracking {
+            if manifest.base.is_none() {
+                ram.track_dirty(DirtyConsumer::Snapshot, true);
+            }
+            live.watch();
+        } else {
+            live.copy_all();
+        }
+        self.live = Arc::downgrade(&live);
+        Ok(Parked { manifest, archive, live, paused: Duration::ZERO })
+    }
+
+    /// Writes what is left of a snapshot that is being taken, before memory changes without its
+    /// knowledge.
+    fn finish_live(&mut self) {
+        if let Some(live) = std::mem::take(&mut self.live).upgrade() {
+            live.copy_all();
+        }
+    }
+
+    fn hop(&mut self, engine: &Arc<dyn Engine>, reply: &Reply<Duration>) -> Option<Outcome> {
+        let khz = self.machine.profile().tsc_khz();
+        if let Some(fixed) = engine.fixed_tsc_khz().filter(|fixed| *fixed != khz) {
+            let (engine, wanted) = (engine.name(), khz);
+            let _ = reply.send(Err(VmError::OtherTsc { engine, fixed, wanted }));
+            return None;
+        }
+        let phase = self.phase;
+        let start = Instant::now();
+        let mut ended = self.halt();
+        let mut result = self.unless_ended(ended.as_ref(), |driver| driver.switch(engine));
+        if let Err(VmError::Lost(cause)) = &result {
+            ended = Some(Outcome::Failed(cause.clone()));
+            result = Err(VmError::Ended(Outcome::Failed(cause.clone())));
+        }
+        if ended.is_none() && phase == Phase::Running {
+            self.go();
+        }
+        let _ = reply.send(result.map(|()| start.elapsed()));
+        ended
+    }
+
+    /// Puts vCPUs of `engine` in the place of those that there are. All is parked. When they cannot
+    /// be made, there are vCPUs of the present engine again.
+    fn switch(&mut self, engine: &Arc<dyn Engine>) -> Result<(), VmError> {
+        if !engine.tracks_writes() {
+            self.finish_live();
+            self.tracking = false;
+        }
+        let states: Vec<_> = self.vcpus.iter().map(VcpuThread::save).collect::<Result<_, _>>()?;
+        // Before others are made: a vCPU's mailbox wakes the last one that was made for it.
+        self.vcpus.clear();
+        match self.install(&**engine, states.clone()) {
+            Ok(()) => self.engine = Arc::clone(engine),
+            Err(error) => {
+                let engine = Arc::clone(&self.engine);
+                self.install(&*engine, states).map_err(|e| VmError::Lost(e.to_string()))?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, engine: &dyn Engine, states: Vec<VcpuState>) -> Result<(), VmError> {
+        let vcpus = self.machine.new_vcpus(engine)?;
+        let vcpus = start_vcpus(vcpus, &self.machine, &self.to_self)?;
+        vcpus.iter().zip(states).try_for_each(|(vcpu, state)| vcpu.restore(state))?;
+        self.vcpus = vcpus;
         Ok(())
     }
 
     fn stats(&mut self) -> Result<VmStats, VmError> {
         Ok(VmStats {
-            engine: self.engine.to_owned(),
+            engine: self.engine.name().to_owned(),
             guest_time_ns: self.machine.guest_time(),
             resets: self.resets,
             vcpus: self.vcpus.iter().map(VcpuThread::stats).collect::<Result<_, _>>()?,
             machine: self.machine.stats(),
         })
     }
+}
+
+/// Starts the threads of vCPUs that report to `driver`.
+pub(crate) fn start_vcpus(
+    vcpus: Vec<Box<dyn Vcpu>>,
+    machine: &Machine,
+    driver: &Sender<Event>,
+) -> Result<Vec<VcpuThread>, VmError> {
+    let start = |(index, vcpu): (usize, _)| {
+        let events = driver.clone();
+        // A driver that is gone does not want to know.
+        let done = move |result| drop(events.send(Event::Exit(index, result)));
+        VcpuThread::start(index as u32, vcpu, machine.bus(), done)
+    };
+    vcpus.into_iter().enumerate().map(start).collect()
 }
 
 /// What an exit of a vCPU means for the VM.

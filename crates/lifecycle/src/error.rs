@@ -22,6 +22,22 @@ pub enum VmError {
     /// The VM is running, and this is for a paused one.
     #[error("the VM is running; pause it first")]
     Running,
+    /// The engine runs the TSC at another frequency than the guest was promised.
+    #[error(
+        "the {engine} engine runs a guest's TSC at {fixed} kHz on this host and the guest was \
+         promised {wanted} kHz; take another engine"
+    )]
+    OtherTsc {
+        /// The engine.
+        engine: &'static str,
+        /// The frequency that it has, kHz.
+        fixed: u32,
+        /// The frequency of the VM's CPU profile, kHz.
+        wanted: u32,
+    },
+    /// The vCPUs could not be made again: the VM ends.
+    #[error("the guest's vCPUs are lost: {0}")]
+    Lost(String),
     /// A vCPU failed or is lost.
     #[error("vCPU {vcpu}: {cause}")]
     Vcpu {

@@ -16,13 +16,15 @@
 //!
 //! `Created` and `Paused` differ only in whether the guest has executed anything. A reset goes
 //! through parked vCPUs and back to where it came from. [`Vm::save`] pauses a running VM for as
-//! long as it takes.
+//! long as it takes; [`Vm::snapshot`] writes its memory while it goes on. [`Vm::hop`] puts vCPUs of
+//! another engine in the place of those that there are.
 //!
 //! Order of a pause: vCPUs leave guest code, then devices finish the requests that they execute, then
 //! timers stop, then the clock. From then on nothing
 //! changes the machine, and it can be saved or reset. Going on is the reverse.
 //!
-//! Key types: [`Vm`], [`VmConfig`], [`Policy`], [`Outcome`], [`VmStats`], [`SnapshotDir`].
+//! Key types: [`Vm`], [`VmConfig`], [`Policy`], [`Outcome`], [`VmStats`], [`SnapshotDir`],
+//! [`SnapshotTree`].
 //!
 //! Neighbours: `machine` builds what is driven; engines execute; the command line starts a VM,
 //! turns signals into requests and an [`Outcome`] into an exit status.
@@ -38,9 +40,12 @@
 mod config;
 mod driver;
 mod error;
+mod live;
 mod outcome;
 mod snapshot;
 mod stats;
+#[cfg(test)]
+mod snapshot_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -51,7 +56,7 @@ mod vm;
 pub use backend::{
     ConsoleInput, ConsoleOutput, Counter, Disk, Frame, MacAddress, NetBackend, Offload, Wake,
 };
-pub use config::{Policy, TripleFaultPolicy, VmConfig};
+pub use config::{Policy, RestoreOptions, TripleFaultPolicy, VmConfig};
 pub use error::VmError;
 pub use machine::{
     BootFiles, CpuLevel, EngineChoice, KvmOffer, MachineError, MachineSpec, MachineStats,
@@ -59,6 +64,10 @@ pub use machine::{
     TimerCount, host,
 };
 pub use outcome::{Outcome, Progress};
-pub use snapshot::{CpuEntry, FileEntry, Manifest, SectionEntry, SnapshotDir, SnapshotError};
+pub use live::{SnapshotOrder, SnapshotTaken, WhileParked};
+pub use snapshot::{
+    BaseEntry, CpuEntry, DiskEntry, FileEntry, Manifest, PendingSnapshot, SectionEntry,
+    SnapshotDir, SnapshotError, SnapshotTree,
+};
 pub use stats::VmStats;
 pub use vm::Vm;

@@ -256,7 +256,7 @@ fn damaged_snapshots_are_refused_by_name() {
     refused("memory", "memory", &|c| c[COUNTER as usize] ^= 1);
     refused("manifest.json", "newer", &|c| {
         let text = String::from_utf8(std::mem::take(c)).unwrap();
-        *c = text.replace("\"format\": 1", "\"format\": 9").into_bytes();
+        *c = text.replace("\"format\": 2", "\"format\": 9").into_bytes();
     });
     let dir = save(&vm);
     fs::remove_file(dir.path().join("manifest.json")).unwrap();

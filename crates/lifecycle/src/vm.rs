@@ -1,17 +1,22 @@
 //! The handle of a VM.
 
-use std::sync::Arc;
+use std::fs::File;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use backend::ConsoleInput;
-use engine::CpuProfile;
+use engine::{CpuProfile, Engine};
 use machine::{DiskSpec, HostSide, Machine, NetSpec};
+use memory::DirtyConsumer;
 
-use crate::driver::{Driver, Ending, Event, Reply, Request};
-use crate::snapshot::{Opened, SnapshotDir};
-use crate::vcpu_thread::VcpuThread;
-use crate::{Outcome, Progress, VmConfig, VmError, VmStats};
+use crate::driver::{Driver, Ending, Event, Parts, Reply, Request, start_vcpus};
+use crate::live::{Order, Parked};
+use crate::snapshot::{self, Opened, SnapshotDir};
+use crate::{
+    Outcome, Progress, RestoreOptions, SnapshotOrder, SnapshotTaken, VmConfig, VmError, VmStats,
+};
 
 /// A VM. Dropping it ends it. All methods may be called from any thread.
 pub struct Vm {
@@ -19,6 +24,8 @@ pub struct Vm {
     machine: Arc<Machine>,
     ending: Arc<Ending>,
     driver: Option<JoinHandle<()>>,
+    /// Held while a snapshot is taken: there is one write hook.
+    snapshots: Mutex<()>,
 }
 
 impl Vm {
@@ -45,8 +52,8 @@ impl Vm {
         if let Some(khz) = config.engine.fixed_tsc_khz() {
             profile.set_tsc_khz(khz);
         }
-        let builder = Builder::new(config, profile)?;
-        for (vcpu, state) in builder.vcpus.iter().zip(builder.machine.boot()?) {
+        let builder = Builder::new(config, profile, None)?;
+        for (vcpu, state) in builder.0.vcpus.iter().zip(builder.0.machine.boot()?) {
             vcpu.restore(state)?;
         }
         builder.drive()
@@ -58,19 +65,41 @@ impl Vm {
     /// # Errors
     /// [`VmError::Snapshot`] for what is wrong with the snapshot, [`VmError::Machine`] for what
     /// this host lacks.
-    pub fn restore(dir: &SnapshotDir, mut config: VmConfig) -> Result<Self, VmError> {
+    pub fn restore(dir: &SnapshotDir, config: VmConfig) -> Result<Self, VmError> {
+        Self::restore_with(dir, config, RestoreOptions::default())
+    }
+
+    /// As [`Vm::restore`], with a say in how.
+    ///
+    /// # Errors
+    /// As [`Vm::restore`].
+    pub fn restore_with(
+        dir: &SnapshotDir,
+        mut config: VmConfig,
+        options: RestoreOptions,
+    ) -> Result<Self, VmError> {
         let mut opened = Opened::open(dir)?;
+        let age = opened.manifest.age();
         config.spec = opened.manifest.machine.clone();
         config.spec.check()?;
         let profile = Machine::saved_profile(&mut opened.archive)?;
-        let builder = Builder::new(config, profile)?;
-        builder.machine.restore_clock(&mut opened.archive)?;
-        for (index, vcpu) in builder.vcpus.iter().enumerate() {
+        let file = options.map.then(|| opened.file_to_map()).transpose()?;
+        let Builder(mut parts) = Builder::new(config, profile, file)?;
+        let machine = &parts.machine;
+        machine.restore_clock(&mut opened.archive)?;
+        for (index, vcpu) in parts.vcpus.iter().enumerate() {
             vcpu.restore(opened.archive.take_decoded(&index.to_string())?)?;
         }
-        builder.machine.restore_devices(&mut opened.archive)?;
-        opened.finish(builder.machine.ram())?;
-        builder.drive()
+        machine.restore_devices(&mut opened.archive)?;
+        opened.finish(machine.ram(), options.map)?;
+        if parts.engine.tracks_writes() {
+            machine.ram().track_dirty(DirtyConsumer::Snapshot, true);
+        }
+        if let Some(id) = options.generation {
+            machine.set_generation_id(id);
+        }
+        parts.skipped = Some(age);
+        Builder(parts).drive()
     }
 
     /// Stops the guest; does nothing when it is not running.
@@ -112,6 +141,48 @@ impl Vm {
     /// [`VmError::Snapshot`], [`VmError::Ended`].
     pub fn save(&self, dir: SnapshotDir) -> Result<(), VmError> {
         self.ask(|reply| Request::Save(dir, reply))
+    }
+
+    /// Takes a snapshot; one of a running VM is written while the guest goes on after a short
+    /// pause. Takes turns with other calls of itself.
+    ///
+    /// # Errors
+    /// [`VmError::Snapshot`], [`VmError::Ended`]. After an error, the next snapshot is full.
+    pub fn snapshot(
+        &self,
+        dir: &SnapshotDir,
+        order: SnapshotOrder,
+    ) -> Result<SnapshotTaken, VmError> {
+        let _turn = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let SnapshotOrder { description, parent, base, while_parked } = order;
+        let file = snapshot::begin_memory(dir)?;
+        let order = Order { file, base, while_parked };
+        let parked = self.ask(|reply| Request::Snapshot(order, reply))?;
+        let Parked { mut manifest, archive, live, paused } = parked;
+        live.copy_all();
+        live.unwatch();
+        manifest.id = snapshot::random_id(16)?;
+        (manifest.description, manifest.parent) = (description, parent);
+        snapshot::finish_live(dir, manifest.clone(), archive, &live)?;
+        Ok(SnapshotTaken { manifest, paused })
+    }
+
+    /// Lets another engine execute the guest; returns for how long it stood still. The counters of
+    /// the vCPUs begin anew.
+    ///
+    /// # Errors
+    /// [`VmError::OtherTsc`] and [`VmError::Machine`] when the engine cannot execute this guest:
+    /// nothing changes then. [`VmError::Ended`].
+    pub fn hop(&self, engine: Arc<dyn Engine>) -> Result<Duration, VmError> {
+        self.ask(|reply| Request::Hop(engine, reply))
+    }
+
+    /// Whether the guest executes.
+    ///
+    /// # Errors
+    /// [`VmError::Ended`].
+    pub fn is_running(&self) -> Result<bool, VmError> {
+        self.ask(Request::IsRunning)
     }
 
     /// What the VM did until now, or until its end.
@@ -177,43 +248,33 @@ impl Drop for Vm {
 }
 
 /// A machine and its vCPU threads, before there is a driver.
-struct Builder {
-    machine: Arc<Machine>,
-    engine: &'static str,
-    vcpus: Vec<VcpuThread>,
-    policy: crate::Policy,
-    channel: (Sender<Event>, std::sync::mpsc::Receiver<Event>),
-}
+struct Builder(Parts);
 
 impl Builder {
-    fn new(config: VmConfig, profile: CpuProfile) -> Result<Self, VmError> {
+    fn new(
+        config: VmConfig,
+        profile: CpuProfile,
+        memory: Option<File>,
+    ) -> Result<Self, VmError> {
         let VmConfig { spec, engine, boot, console, disks, nets, policy } = config;
-        let host = HostSide { boot, disks, nets, ..HostSide::new(console) };
+        let host = HostSide { boot, disks, nets, memory, ..HostSide::new(console) };
         let mut machine = Machine::new(spec, profile, host)?;
         let vcpus = machine.create_vcpus(&*engine)?;
-        let bus = machine.bus();
         let channel = channel();
-        let mut threads = Vec::with_capacity(vcpus.len());
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let events = channel.0.clone();
-            // A driver that is gone does not want to know.
-            let done = move |result| drop(events.send(Event::Exit(index, result)));
-            threads.push(VcpuThread::start(index as u32, vcpu, Arc::clone(&bus), done)?);
-        }
+        let vcpus = start_vcpus(vcpus, &machine, &channel.0)?;
         let machine = Arc::new(machine);
-        Ok(Self { machine, engine: engine.name(), vcpus: threads, policy, channel })
+        Ok(Self(Parts { machine, engine, vcpus, policy, channel, skipped: None }))
     }
 
     /// Starts the driver.
     fn drive(self) -> Result<Vm, VmError> {
-        let Self { machine, engine, vcpus, policy, channel: (events, queue) } = self;
+        let (events, machine) = (self.0.channel.0.clone(), Arc::clone(&self.0.machine));
         let ending = Arc::new(Ending::default());
-        let driven = Arc::clone(&machine);
-        let driver = Driver::new(driven, engine, vcpus, policy, queue, Arc::clone(&ending));
+        let driver = Driver::new(self.0, Arc::clone(&ending));
         let driver = thread::Builder::new()
             .name("vm driver".to_owned())
             .spawn(move || driver.run_to_end())
             .map_err(|cause| VmError::Host { action: "start the driver thread", cause })?;
-        Ok(Vm { events, machine, ending, driver: Some(driver) })
+        Ok(Vm { events, machine, ending, driver: Some(driver), snapshots: Mutex::default() })
     }
 }

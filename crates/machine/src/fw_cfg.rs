@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use boot::acpi::AcpiSpec;
 use boot::{MemoryMap, acpi};
 use chipset::{DmaMemory, FwCfg, FwCfgItems};
 use virtio::Dma;
@@ -28,7 +29,9 @@ pub(crate) fn device(spec: &MachineSpec, map: &MemoryMap, dma: Dma) -> Result<Fw
     let mut items = FwCfgItems::new(map.size(), cpus)
         .file("etc/e820", e820(map))
         .file("bootorder", boot_order(spec.disks.len()));
-    for (name, content) in acpi::files(&pc::acpi_spec(spec.cpus, map))? {
+    // Firmware has its own use for the memory in which the generation ID lies.
+    let tables = AcpiSpec { generation_id: None, ..pc::acpi_spec(spec.cpus, map) };
+    for (name, content) in acpi::files(&tables)? {
         items = items.file(name, content);
     }
     Ok(FwCfg::new(items, Arc::new(Memory(dma))))

@@ -1,6 +1,7 @@
 //! A machine: guest RAM, devices, clock and timers, without the threads that run it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 
 use backend::{ConsoleInput, ConsoleOutput, Counter, Disk, NetBackend};
@@ -9,7 +10,7 @@ use chipset::KvmClock;
 use device::{GuestClock, WallClock};
 use engine::{CpuBus, CpuProfile, Engine, Rendezvous, TscScale, Vcpu, VcpuConfig, VcpuState};
 use lapic::{Fabric, LocalApic, LocalApicConfig, Mailbox};
-use memory::GuestRam;
+use memory::{Gpa, GuestRam};
 use serde::Serialize;
 use state::Archive;
 use virtio::{NetCounters, VirtioPci};
@@ -53,13 +54,16 @@ pub struct HostSide {
     /// The wall clock. With one that is moved by hand, and [`Machine::advance_time`], two machines
     /// see the same time.
     pub wall: Arc<dyn WallClock>,
+    /// The first content of guest RAM, to be mapped ([`GuestRam::map`]); without, it is zero.
+    pub memory: Option<File>,
 }
 
 impl HostSide {
     /// Nothing but a console, and the host's wall clock.
     pub fn new(console: Arc<dyn ConsoleOutput>) -> Self {
         let (disks, nets) = (Vec::new(), Vec::new());
-        Self { boot: None, console, disks, nets, wall: Arc::new(HostWallClock) }
+        let wall = Arc::new(HostWallClock);
+        Self { boot: None, console, disks, nets, wall, memory: None }
     }
 }
 
@@ -119,7 +123,7 @@ impl Machine {
         mut profile: CpuProfile,
         host: HostSide,
     ) -> Result<Self, MachineError> {
-        let HostSide { boot, console, disks, nets, wall } = host;
+        let HostSide { boot, console, disks, nets, wall, memory } = host;
         check_disks(&spec.disks, &disks)?;
         check_nets(&spec.nets, &nets)?;
         let networks = nets.iter().map(|port| Arc::clone(&port.backend)).collect();
@@ -132,7 +136,10 @@ impl Machine {
         profile.set_processors(spec.cpus);
         let tsc = TscScale::new(profile.tsc_khz());
         let map = MemoryMap::new(spec.memory)?;
-        let ram = Arc::new(GuestRam::new(&map.ram_layout())?);
+        let ram = Arc::new(match memory {
+            Some(file) => GuestRam::map(&map.ram_layout(), &file)?,
+            None => GuestRam::new(&map.ram_layout())?,
+        });
         let clock = Arc::new(VmClock::new(0));
         let timers = TimerThread::new(Arc::clone(&clock))?;
         let fabric = Arc::new(Fabric::new((0..spec.cpus).map(mailbox).collect()));
@@ -175,19 +182,30 @@ impl Machine {
         &mut self,
         engine: &dyn Engine,
     ) -> Result<Vec<Box<dyn Vcpu>>, MachineError> {
+        let mut vcpus = self.new_vcpus(engine)?;
+        for vcpu in &mut vcpus {
+            self.power_on.push(vcpu.save(&*self.pc.bus)?);
+        }
+        Ok(vcpus)
+    }
+
+    /// Makes other vCPUs, of another engine perhaps, that are to take the place of those that there
+    /// are: these have been saved and are gone. The new ones are restored before they run.
+    ///
+    /// # Errors
+    /// [`MachineError::Engine`].
+    pub fn new_vcpus(&self, engine: &dyn Engine) -> Result<Vec<Box<dyn Vcpu>>, MachineError> {
         let mut vcpus = Vec::with_capacity(self.fabric.mailboxes().len());
         let rendezvous = Arc::new(Rendezvous::new(self.fabric.mailboxes()));
         for (index, mailbox) in (0..).zip(self.fabric.mailboxes()) {
-            let mut vcpu = engine.create_vcpu(VcpuConfig {
+            vcpus.push(engine.create_vcpu(VcpuConfig {
                 index,
                 apic_id: mailbox.apic_id(),
                 profile: Arc::clone(&self.profile),
                 ram: Arc::clone(&self.ram),
                 mailbox: Arc::clone(mailbox),
                 rendezvous: Arc::clone(&rendezvous),
-            })?;
-            self.power_on.push(vcpu.save(&*self.pc.bus)?);
-            vcpus.push(vcpu);
+            })?);
         }
         Ok(vcpus)
     }
@@ -246,6 +264,23 @@ impl Machine {
         let end = self.clock.now().saturating_add(delta);
         self.timers.fire_until(end);
         self.clock.set(end);
+    }
+
+    /// Moves the standing clock forward by `delta` nanoseconds at once: for the guest, the time in
+    /// which it stood still has passed. Its timers that fell due fire when time goes on, each once.
+    /// The vCPUs are parked.
+    pub fn skip_time(&self, delta: u64) {
+        self.clock.set(self.clock.now().saturating_add(delta));
+        self.pc.bus.kvm_clock.refresh_after_stop();
+    }
+
+    /// Gives the VM another identity, and tells the guest: it is a copy of one that may go on
+    /// elsewhere. A stock Linux kernel then reseeds its random numbers. The vCPUs are parked.
+    pub fn set_generation_id(&self, id: [u8; 16]) {
+        // Behind the ACPI tables there always is RAM.
+        if self.ram.write(Gpa(boot::acpi::GENERATION_ID), &id).is_ok() {
+            self.pc.acpi.raise_gpe(boot::acpi::GENERATION_EVENT);
+        }
     }
 
     /// The guest time at which the next timer of a device is due, in nanoseconds.

@@ -159,6 +159,7 @@ pub(crate) fn acpi_spec(cpus: u32, map: &MemoryMap) -> AcpiSpec {
         century: Rtc::CENTURY,
         fw_cfg: Some((FwCfg::PORTS.0, FwCfg::PORTS.1 as u8)),
         pci: Some(pci_bus::acpi_spec(map)),
+        generation_id: Some(boot::acpi::GENERATION_ID),
         ..AcpiSpec::pc(&apic_ids)
     }
 }

@@ -1,7 +1,7 @@
 //! Guest RAM.
 //!
-//! All RAM of a guest lies in one host window, mapped once, anonymous and private (so that a
-//! process can be forked or restored by mapping). The window is indexed by [`RamOffset`]; the
+//! All RAM of a guest lies in one host window, mapped once and private: anonymous, or of the memory
+//! file of a snapshot. The window is indexed by [`RamOffset`]; the
 //! guest's physical address space maps onto it by [`Region`]s. Nobody outside this crate holds a
 //! host pointer: access is by copy, by [`Scalar`] load and store, or by page-granular [`Slice`]s.
 //!

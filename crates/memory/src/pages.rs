@@ -17,7 +17,9 @@ const CONSUMERS: usize = 2;
 /// Called before a watched page is written, with the page's index in guest RAM, by whichever
 /// thread writes. A live snapshot copies the page's old content here.
 pub trait WriteHook: Send + Sync {
-    /// The page `page` still has its old content.
+    /// The page `page` still has its old content when this is called for the first time, and until
+    /// it returns. Several threads that are about to write may call it at once, and all of them
+    /// wait until it returns.
     fn before_write(&self, page: usize);
 }
 
@@ -90,6 +92,10 @@ impl Pages {
             state.fetch_or(flag, Ordering::AcqRel);
         }
         self.watch_epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn has(&self, page: usize, flag: u8) -> bool {
+        self.state[page].load(Ordering::Acquire) & flag != 0
     }
 
     /// Clears `flag`; whether it was set.

@@ -1,5 +1,6 @@
 //! Guest RAM as the rest of the project sees it.
 
+use std::fs::File;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -39,6 +40,17 @@ pub enum MemoryError {
         /// What the host said.
         cause: std::io::Error,
     },
+    /// The file to map has another size than the RAM.
+    #[error("a memory file of {found} bytes cannot be the RAM of a guest with {wanted}")]
+    BadFile {
+        /// Bytes of the file.
+        found: u64,
+        /// Bytes of the RAM.
+        wanted: u64,
+    },
+    /// The file cannot be looked at.
+    #[error("cannot look at the memory file: {0}")]
+    Map(std::io::Error),
     /// Handing pages back to the host failed.
     #[error("cannot return guest pages to the host: {0}")]
     Discard(std::io::Error),
@@ -91,6 +103,29 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::BadRegion`], [`MemoryError::NoHostMemory`].
     pub fn new(layout: &[(u64, u64)]) -> Result<Self, MemoryError> {
+        Self::with_window(layout, Window::new)
+    }
+
+    /// RAM whose first content is that of `file`, byte for byte at its [`RamOffset`]: mapped
+    /// privately, so that only pages that are touched are read, pages that are only read are shared
+    /// with everybody who maps the file, and the file is never written. It must not become shorter
+    /// or change while the GuestRam lives.
+    ///
+    /// # Errors
+    /// As [`GuestRam::new`]; [`MemoryError::BadFile`] for one of another size.
+    pub fn map(layout: &[(u64, u64)], file: &File) -> Result<Self, MemoryError> {
+        let wanted = layout.iter().fold(0_u64, |sum, (_, len)| sum.saturating_add(*len));
+        let found = file.metadata().map_err(MemoryError::Map)?.len();
+        if found != wanted {
+            return Err(MemoryError::BadFile { found, wanted });
+        }
+        Self::with_window(layout, |len| Window::map(len, file))
+    }
+
+    fn with_window(
+        layout: &[(u64, u64)],
+        window: impl FnOnce(u64) -> std::io::Result<Window>,
+    ) -> Result<Self, MemoryError> {
         let mut regions: Vec<Region> = Vec::with_capacity(layout.len());
         let mut offset = 0_u64;
         for &(gpa, len) in layout {
@@ -106,7 +141,7 @@ impl GuestRam {
         if offset == 0 {
             return Err(MemoryError::BadRegion { gpa: 0, len: 0 });
         }
-        let window = Window::new(offset)
+        let window = window(offset)
             .map_err(|cause| MemoryError::NoHostMemory { bytes: offset, cause })?;
         let pages = Pages::new((offset / PAGE_SIZE) as usize);
         Ok(Self { window, regions, pages, hook: RwLock::new(None) })
@@ -283,11 +318,13 @@ impl GuestRam {
         if self.pages.is_quiet(page) {
             return false;
         }
-        if self.pages.clear(page, HOOKED) {
+        if self.pages.has(page, HOOKED) {
             let hook = self.hook.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(hook) = hook.as_ref() {
                 hook.before_write(page);
             }
+            // Only now: another vCPU that finds the page quiet writes at once.
+            self.pages.clear(page, HOOKED);
         }
         let code = self.pages.clear(page, CODE);
         if code {
@@ -366,13 +403,19 @@ impl GuestRam {
         self.pages.take_dirty(consumer)
     }
 
-    /// Installs a hook that sees every page once before its next write; `None` removes it.
+    /// Installs a hook that sees every page before its next write; `None` removes it. The vCPUs
+    /// are parked when one is installed.
     pub fn set_write_hook(&self, hook: Option<Arc<dyn WriteHook>>) {
         let install = hook.is_some();
         *self.hook.write().unwrap_or_else(PoisonError::into_inner) = hook;
         if install {
             self.pages.set_all(HOOKED);
         }
+    }
+
+    /// The write hook does not want to see the page at `at` any more.
+    pub fn release_hook(&self, at: RamOffset) {
+        self.pages.clear(at.page(), HOOKED);
     }
 
     /// Gives whole pages back to the host; they read as zero afterwards.
@@ -558,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hook_sees_old_content_once() {
+    fn the_hook_sees_a_page_until_it_is_written_or_released() {
         struct Hook(Mutex<Vec<usize>>);
         impl WriteHook for Hook {
             fn before_write(&self, page: usize) {
@@ -570,7 +613,10 @@ mod tests {
         ram.set_write_hook(Some(hook.clone()));
         ram.write(Gpa(10), b"a").unwrap();
         ram.write(Gpa(20), b"b").unwrap();
-        assert_eq!(*hook.0.lock().unwrap(), [0]);
+        ram.release_hook(RamOffset(4096));
+        ram.write(Gpa(4096), b"c").unwrap();
+        ram.write(Gpa(8192), b"d").unwrap();
+        assert_eq!(*hook.0.lock().unwrap(), [0, 2]);
     }
 
     #[test]
@@ -579,6 +625,25 @@ mod tests {
         ram.write(Gpa(4096), &[1; 4096]).unwrap();
         ram.discard(Gpa(4096), 4096).unwrap();
         assert_eq!(ram.load::<u64>(RamOffset(4096)), 0);
+    }
+
+    #[test]
+    fn a_mapped_file_is_the_first_content_and_stays_as_it_is() {
+        let mut content = vec![0; 2 * MIB as usize];
+        content[5000] = 7;
+        content[MIB as usize] = 8;
+        let path = std::env::temp_dir().join(format!("ringfence-map-{}", std::process::id()));
+        std::fs::write(&path, &content).unwrap();
+        let file = File::open(&path).unwrap();
+        let ram = GuestRam::map(&[(0, MIB), (4 * MIB, MIB)], &file).unwrap();
+        assert_eq!((ram.load::<u8>(RamOffset(5000)), ram.load::<u8>(RamOffset(MIB))), (7, 8));
+        ram.write(Gpa(5001), b"x").unwrap();
+        ram.discard(Gpa(4 * MIB), 4096).unwrap();
+        assert_eq!(ram.load::<u8>(RamOffset(MIB)), 0, "given back pages are zero, not the file's");
+        assert!(std::fs::read(&path).unwrap() == content);
+        let other = GuestRam::map(&[(0, MIB)], &file);
+        assert!(matches!(other, Err(MemoryError::BadFile { found, .. }) if found == 2 * MIB));
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -6,15 +6,18 @@
 
 use std::arch::asm;
 use std::ffi::c_void;
+use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// One anonymous private mapping of `len` bytes, zero-filled on first touch.
+/// One private mapping of `len` bytes: anonymous, zero-filled on first touch, or of a file.
 pub(crate) struct Window {
     base: NonNull<u8>,
     len: u64,
+    /// Untouched pages are those of a file.
+    is_file: bool,
 }
 
 // SAFETY: the mapping belongs to the Window until it is dropped, and all access goes through
@@ -34,7 +37,19 @@ impl Window {
         let base = NonNull::new(base.cast::<u8>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
         // SAFETY: the range is the mapping made above. Huge pages are a hint: failure is no harm.
         let _ = unsafe { madvise(base.as_ptr().cast::<c_void>(), size, Advice::LinuxHugepage) };
-        Ok(Self { base, len })
+        Ok(Self { base, len, is_file: false })
+    }
+
+    /// Maps the first `len` bytes (a multiple of the page size, not zero) of `file`, which has them.
+    pub(crate) fn map(len: u64, file: &File) -> std::io::Result<Self> {
+        let size = usize::try_from(len).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        // What others write to the file is seen as a guest sees what its devices write.
+        let base = unsafe { mmap(std::ptr::null_mut(), size, prot, flags, file, 0)? };
+        let base = NonNull::new(base.cast::<u8>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len, is_file: true })
     }
 
     /// Host address of the first byte.
@@ -120,6 +135,14 @@ impl Window {
     /// Gives the pages of a page-aligned range back to the host; they read as zero afterwards.
     pub(crate) fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
         let at = self.at(offset, len);
+        if self.is_file {
+            // Dropping the pages would show those of the file again.
+            let prot = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+            // SAFETY: the range is inside the mapping, of which it replaces whole pages.
+            unsafe { mmap_anonymous(at.cast::<c_void>(), len as usize, prot, flags)? };
+            return Ok(());
+        }
         // SAFETY: the range is inside the mapping; dropping its pages only zeroes guest RAM.
         unsafe { madvise(at.cast::<c_void>(), len as usize, Advice::LinuxDontNeed)? };
         Ok(())

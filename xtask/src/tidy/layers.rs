@@ -12,7 +12,7 @@ struct Layer {
     may_use: &'static [&'static str],
 }
 
-const LAYERS: [Layer; 10] = [
+const LAYERS: [Layer; 11] = [
     Layer { name: "definitions", crates: &["x86"], may_use: &[] },
     Layer {
         name: "contracts",
@@ -40,9 +40,15 @@ const LAYERS: [Layer; 10] = [
         crates: &["machine", "lifecycle"],
         may_use: &["definitions", "contracts", "engines", "buses", "parts", "composition"],
     },
-    // Knows no VM.
-    Layer { name: "images", crates: &["images"], may_use: &[] },
-    Layer { name: "surfaces", crates: &["ringfence"], may_use: &["composition", "images"] },
+    // What programs say to each other.
+    Layer { name: "interfaces", crates: &["api"], may_use: &[] },
+    // What is kept on disk. Knows no VM.
+    Layer { name: "stores", crates: &["images", "vms"], may_use: &["interfaces"] },
+    Layer {
+        name: "surfaces",
+        crates: &["control", "ringfence"],
+        may_use: &["composition", "interfaces", "stores", "surfaces"],
+    },
     // Nothing that is shipped uses these.
     Layer {
         name: "checks",
@@ -55,7 +61,9 @@ const LAYERS: [Layer; 10] = [
             "buses",
             "parts",
             "composition",
-            "images",
+            "interfaces",
+            "stores",
+            "surfaces",
             "checks",
         ],
     },

@@ -3,11 +3,12 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AmlString, Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope,
+    AmlString, Device, EISAName, IO, Interrupt, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{AcpiSpec, PM_LEN, bytes, pci, table};
+use super::{AcpiSpec, GENERATION_EVENT, PM_LEN, bytes, pci, table};
 
 /// Revision 2: integers have 64 bits.
 const REVISION: u8 = 2;
@@ -34,8 +35,13 @@ pub(super) fn build(spec: &AcpiSpec) -> Sdt {
         None => Vec::new(),
     };
     let fw_cfg = spec.fw_cfg.map(fw_cfg).unwrap_or_default();
-    let devices = [bus, serial(), clock(), fw_cfg, motherboard(spec), processors(spec)].concat();
+    let generation = spec.generation_id.map(generation_id).unwrap_or_default();
+    let devices =
+        [bus, serial(), clock(), fw_cfg, generation, motherboard(spec), processors(spec)].concat();
     dsdt.append_slice(&Scope::raw("_SB_".into(), devices));
+    if spec.generation_id.is_some() {
+        dsdt.append_slice(&generation_event());
+    }
     dsdt
 }
 
@@ -82,6 +88,33 @@ fn fw_cfg((first, count): (u16, u8)) -> Vec<u8> {
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports(first, count)])),
         ],
     ))
+}
+
+/// The VM generation ID (Microsoft, "Virtual Machine Generation ID"): where its 16 bytes are.
+fn generation_id(address: u64) -> Vec<u8> {
+    let id = |text: &'static str| AmlString::from(text);
+    let (low, high) = (address as u32, (address >> 32) as u32);
+    bytes(&Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &id("QEMUVGID")),
+            &Name::new("_CID".into(), &id("VM_Gen_Counter")),
+            &Name::new("_DDN".into(), &id("VM_Gen_Counter")),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    ))
+}
+
+/// The method of its event: edge-triggered, notifies the device's driver.
+fn generation_event() -> Vec<u8> {
+    /// The device's status has changed.
+    const CHANGED: u8 = 0x80;
+    let device = Path::new("\\_SB_.VGEN");
+    let notify = Notify::new(&device, &CHANGED);
+    let method = Method::new(format!("_E{GENERATION_EVENT:02X}").as_str().into(), 0, false, vec![
+        &notify,
+    ]);
+    bytes(&Scope::new("\\_GPE".into(), vec![&method]))
 }
 
 /// Ports, and the addresses of ECAM, that no driver may take for something else.

@@ -27,7 +27,9 @@ pub use pci::PciSpec;
 /// Where the tables lie; the RSDP comes first.
 const AREA: u64 = 0xe_0000;
 /// End of the room for the tables in the area that kernels search (ACPI 6.4, 5.2.5.1).
-const AREA_END: u64 = bios::START;
+const AREA_END: u64 = GENERATION_ID;
+/// Where the VM generation ID lies: 16 bytes behind the tables, which nobody but the machine writes.
+pub const GENERATION_ID: u64 = bios::START - ALIGNMENT as u64;
 /// Alignment of each table: the FACS wants it, and it separates the tables in dumps.
 const ALIGNMENT: usize = 64;
 
@@ -70,7 +72,13 @@ pub struct AcpiSpec {
     pub fw_cfg: Option<(u16, u8)>,
     /// The PCI bus, if there is one.
     pub pci: Option<PciSpec>,
+    /// Address of the VM generation ID, if there is one; a change is general-purpose event
+    /// [`GENERATION_EVENT`].
+    pub generation_id: Option<u64>,
 }
+
+/// The general-purpose event that says that the VM generation ID has changed, as in QEMU.
+pub const GENERATION_EVENT: u8 = 5;
 
 /// An I/O APIC, as the MADT describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +107,7 @@ impl AcpiSpec {
             has_8042: false,
             fw_cfg: None,
             pci: None,
+            generation_id: None,
         }
     }
 

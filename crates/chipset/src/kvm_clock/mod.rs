@@ -61,7 +61,9 @@ const FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
 /// PVCLOCK_TSC_STABLE_BIT of the structure's flags.
-const TSC_STABLE: u8 = 1;
+const TSC_STABLE: u8 = 1 << 0;
+/// PVCLOCK_GUEST_STOPPED of the structure's flags.
+const GUEST_STOPPED: u8 = 1 << 1;
 
 /// The paravirtual clock of all vCPUs.
 pub struct KvmClock {
@@ -138,7 +140,7 @@ impl KvmClock {
                 let Some(clock) = state.vcpus.get_mut(vcpu) else { return false };
                 clock.system_time = value;
                 state.moment.get_or_insert_with(|| self.clock.now());
-                self.write_system_time(&mut state, vcpu);
+                self.write_system_time(&mut state, vcpu, TSC_STABLE);
             }
             _ => return false,
         }
@@ -149,18 +151,28 @@ impl KvmClock {
     /// parked: after a restore, once memory and clocks are in place, and whenever the relation of
     /// a TSC to guest time changed (the guest set its TSC, the VM moved to another host).
     pub fn refresh(&self) {
+        self.describe_now(TSC_STABLE);
+    }
+
+    /// As [`KvmClock::refresh`], after the guest's time has jumped forward: tells the guest that it
+    /// was stopped, so that its watchdogs do not take that for a hang.
+    pub fn refresh_after_stop(&self) {
+        self.describe_now(TSC_STABLE | GUEST_STOPPED);
+    }
+
+    fn describe_now(&self, flags: u8) {
         let mut state = lock(&self.state);
         if state.moment.is_none() {
             return;
         }
         state.moment = Some(self.clock.now());
         for vcpu in 0..state.vcpus.len() {
-            self.write_system_time(&mut state, vcpu);
+            self.write_system_time(&mut state, vcpu, flags);
         }
     }
 
     /// Writes `pvclock_vcpu_time_info`.
-    fn write_system_time(&self, state: &mut State, vcpu: usize) {
+    fn write_system_time(&self, state: &mut State, vcpu: usize, flags: u8) {
         let Some(moment) = state.moment else { return };
         let clock = &mut state.vcpus[vcpu];
         if clock.system_time & ENABLED == 0 {
@@ -172,7 +184,7 @@ impl KvmClock {
         body[12..20].copy_from_slice(&moment.to_le_bytes());
         body[20..24].copy_from_slice(&scale.multiplier.to_le_bytes());
         body[24] = scale.shift as u8;
-        body[25] = TSC_STABLE;
+        body[25] = flags;
         self.publish(clock.system_time & !ENABLED, &mut clock.version, &body);
     }
 

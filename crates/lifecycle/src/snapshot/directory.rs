@@ -15,6 +15,8 @@ use super::{MANIFEST, Manifest, SnapshotError};
 pub struct SnapshotDir {
     fd: OwnedFd,
     name: String,
+    /// The snapshot that this one is a difference to.
+    base: Option<Box<SnapshotDir>>,
 }
 
 /// A manifest is some kilobytes.
@@ -42,7 +44,17 @@ impl SnapshotDir {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
         let fd = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|e| SnapshotError::io("open directory", &name, e))?;
-        Ok(Self { fd, name })
+        Ok(Self { fd, name, base: None })
+    }
+
+    /// The same with the snapshot that this one is a difference to.
+    pub(super) fn with_base(self, base: Self) -> Self {
+        Self { base: Some(Box::new(base)), ..self }
+    }
+
+    /// The snapshot that this one is a difference to, if it was opened with it.
+    pub(super) fn base(&self) -> Option<&Self> {
+        self.base.as_deref()
     }
 
     /// What the snapshot says of itself.
@@ -74,18 +86,27 @@ impl SnapshotDir {
         name: &'static str,
         fill: impl FnOnce(&File) -> io::Result<T>,
     ) -> Result<T, SnapshotError> {
-        let new = format!("{name}.new");
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = self.begin_file(name)?;
+        let result = fill(&file).map_err(|e| self.io("write", name, e))?;
+        self.finish_file(name, &file)?;
+        Ok(result)
+    }
+
+    /// Makes the file `name` under another name, for reading and writing.
+    pub(super) fn begin_file(&self, name: &'static str) -> Result<File, SnapshotError> {
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC;
         // Guest memory is nobody else's business.
         let mode = Mode::RUSR | Mode::WUSR;
-        let file = rustix::fs::openat(&self.fd, &*new, flags | OFlags::NOFOLLOW, mode)
-            .map_err(|e| self.io("create", name, e))?;
-        let file = File::from(file);
-        let result = fill(&file).map_err(|e| self.io("write", name, e))?;
+        rustix::fs::openat(&self.fd, &*unfinished(name), flags | OFlags::NOFOLLOW, mode)
+            .map(File::from)
+            .map_err(|e| self.io("create", name, e))
+    }
+
+    /// Syncs a file and gives it its name.
+    pub(super) fn finish_file(&self, name: &'static str, file: &File) -> Result<(), SnapshotError> {
         file.sync_all().map_err(|e| self.io("sync", name, e))?;
-        rustix::fs::renameat(&self.fd, &*new, &self.fd, name)
-            .map_err(|e| self.io("rename", name, e))?;
-        Ok(result)
+        rustix::fs::renameat(&self.fd, &*unfinished(name), &self.fd, name)
+            .map_err(|e| self.io("rename", name, e))
     }
 
     /// Makes the names of the files durable.
@@ -116,7 +137,16 @@ impl SnapshotDir {
         Ok(content)
     }
 
-    fn io(&self, action: &'static str, file: &str, cause: impl Into<io::Error>) -> SnapshotError {
+    pub(super) fn io(
+        &self,
+        action: &'static str,
+        file: &str,
+        cause: impl Into<io::Error>,
+    ) -> SnapshotError {
         SnapshotError::io(action, &format!("{}/{file}", self.name), cause)
     }
+}
+
+fn unfinished(name: &str) -> String {
+    format!("{name}.new")
 }

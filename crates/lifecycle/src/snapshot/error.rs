@@ -40,6 +40,31 @@ pub enum SnapshotError {
         /// Newest format that is understood.
         known: u32,
     },
+    /// A snapshot is a difference to one that is not there.
+    #[error(
+        "snapshot {name} is a difference to snapshot {base}, which is not there; restore another \
+         snapshot"
+    )]
+    NoBase {
+        /// The snapshot.
+        name: String,
+        /// The one that is missing.
+        base: String,
+    },
+    /// No such snapshot in the tree.
+    #[error("there is no snapshot {name}; `ringfence snapshot ls` lists what there is")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// The name is taken, or cannot be one.
+    #[error("a snapshot cannot be called {name:?}: {cause}")]
+    BadName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        cause: &'static str,
+    },
     /// A section of the file `state`.
     #[error("snapshot file state: {0}")]
     State(#[from] StateError),

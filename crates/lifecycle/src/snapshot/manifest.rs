@@ -1,5 +1,7 @@
 //! `manifest.json`: what a snapshot holds, for people and programs to read alone.
 
+use std::time::Duration;
+
 use machine::MachineSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,8 +9,8 @@ use state::Section;
 
 use super::{MANIFEST, SnapshotError};
 
-/// Newest format of snapshots.
-const FORMAT: u32 = 1;
+/// Newest format of snapshots. Format 1 lacks all fields of [`Manifest`] that have defaults.
+const FORMAT: u32 = 2;
 /// Key of the checksum, which is over everything else.
 const CHECKSUM: &str = "checksum";
 
@@ -32,6 +34,44 @@ pub struct Manifest {
     pub sections: Vec<SectionEntry>,
     /// The file `state`.
     pub state: FileEntry,
+    /// Nanoseconds of the second in which it was taken.
+    #[serde(default)]
+    pub created_nanos: u32,
+    /// 128 random bits in hexadecimal: tells the snapshot from another of the same name.
+    #[serde(default)]
+    pub id: String,
+    /// What it is for, in the user's words.
+    #[serde(default)]
+    pub description: String,
+    /// The snapshot that the VM had gone on from, in the same tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The snapshot, in the same tree, that has the pages of memory that are not in this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseEntry>,
+    /// The disks whose content is in the snapshot, by index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskEntry>,
+}
+
+/// The snapshot that this one is a difference to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseEntry {
+    /// Its name.
+    pub name: String,
+    /// Its `id`.
+    pub id: String,
+}
+
+/// A disk whose content is in the snapshot, in the file `disk` with its index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskEntry {
+    /// Which disk of the machine, from 0.
+    pub index: u32,
+    /// Bytes of the file.
+    pub bytes: u64,
 }
 
 /// The guest's CPU, in short.
@@ -99,9 +139,10 @@ impl Manifest {
         guest_time: u64,
     ) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.unwrap_or_default();
         Self {
             format: FORMAT,
-            created: now.map_or(0, |age| age.as_secs()),
+            created: now.as_secs(),
             engine: engine.to_owned(),
             machine: machine.clone(),
             cpu: CpuEntry {
@@ -112,7 +153,20 @@ impl Manifest {
             guest_time,
             sections: Vec::new(),
             state: FileEntry::default(),
+            created_nanos: now.subsec_nanos(),
+            id: String::new(),
+            description: String::new(),
+            parent: None,
+            base: None,
+            disks: Vec::new(),
         }
+    }
+
+    /// How long ago the snapshot was taken, by the host's wall clock.
+    pub(crate) fn age(&self) -> Duration {
+        let created = Duration::new(self.created, self.created_nanos.min(999_999_999));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap_or_default().saturating_sub(created)
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>, SnapshotError> {
@@ -132,7 +186,7 @@ impl Manifest {
         // Before the checksum: a newer format may compute it otherwise.
         let format = map.get("format").and_then(Value::as_u64);
         match format {
-            Some(1) => {}
+            Some(1..=2) => {}
             Some(found) if found > u64::from(FORMAT) => {
                 return Err(SnapshotError::Newer { found, known: FORMAT });
             }
@@ -142,8 +196,20 @@ impl Manifest {
         if listed != Some(checksum(&map).into()) {
             return Err(damaged(&"its checksum does not match"));
         }
-        serde_json::from_value(Value::Object(map)).map_err(|e| damaged(&e))
+        let manifest: Self = serde_json::from_value(Value::Object(map)).map_err(|e| damaged(&e))?;
+        let base = manifest.base.iter().map(|base| &base.name);
+        match base.chain(&manifest.parent).find(|name| !is_name(name)) {
+            Some(name) => Err(damaged(&format!("{name:?} is no name of a snapshot"))),
+            None => Ok(manifest),
+        }
     }
+}
+
+/// Whether `name` can be the name of a snapshot in a tree: one that cannot lead out of it.
+pub(super) fn is_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let starts_well = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    starts_well && name.len() <= 63 && name.bytes().all(allowed)
 }
 
 /// CRC-32 of the compact form with sorted keys.
@@ -166,20 +232,22 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        let text = manifest().encode().unwrap();
-        assert_eq!(Manifest::decode(&text).unwrap(), manifest());
+        let manifest = manifest();
+        let text = manifest.encode().unwrap();
+        assert_eq!(Manifest::decode(&text).unwrap(), manifest);
         assert!(String::from_utf8(text).unwrap().contains("\"memory\": 67108864"));
     }
 
     #[test]
     fn a_flipped_bit_never_changes_the_meaning() {
-        let text = manifest().encode().unwrap();
+        let manifest = manifest();
+        let text = manifest.encode().unwrap();
         for bit in 0..text.len() * 8 {
             let mut damaged = text.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             // White space between tokens may change into other white space.
             if let Ok(read) = Manifest::decode(&damaged) {
-                assert_eq!(read, manifest(), "bit {bit}");
+                assert_eq!(read, manifest, "bit {bit}");
             }
         }
     }
@@ -191,8 +259,21 @@ mod tests {
             let error = Manifest::decode(&text[..len]).unwrap_err().to_string();
             assert!(error.contains("manifest.json is damaged"), "{error}");
         }
-        let newer = String::from_utf8(text).unwrap().replace("\"format\": 1", "\"format\": 2");
+        let newer = String::from_utf8(text).unwrap().replace("\"format\": 2", "\"format\": 3");
         let error = Manifest::decode(newer.as_bytes()).unwrap_err().to_string();
-        assert!(error.contains("format 2 is newer than 1"), "{error}");
+        assert!(error.contains("format 3 is newer than 2"), "{error}");
+    }
+
+    #[test]
+    fn names_do_not_lead_out_of_the_tree() {
+        for name in ["../other", "/etc", "", ".", "..", ".hidden", "a/b"] {
+            let base = BaseEntry { name: name.to_owned(), id: String::new() };
+            let text = Manifest { base: Some(base), ..manifest() }.encode().unwrap();
+            assert!(Manifest::decode(&text).is_err(), "{name}");
+            let text = Manifest { parent: Some(name.to_owned()), ..manifest() }.encode().unwrap();
+            assert!(Manifest::decode(&text).is_err(), "{name}");
+        }
+        let text = Manifest { parent: Some("a.b-1".to_owned()), ..manifest() }.encode().unwrap();
+        assert!(Manifest::decode(&text).is_ok());
     }
 }

@@ -1,4 +1,8 @@
 //! The file `memory`, and the section that goes with it.
+//!
+//! A snapshot has a *layer* of memory: all pages, or those that differ from its base. Each page of
+//! the layer is in the file at its offset in RAM; pages that are zero, and those of other layers,
+//! are holes.
 
 use std::fs::File;
 use std::io;
@@ -6,110 +10,208 @@ use std::os::unix::fs::FileExt;
 
 use memory::{GuestRam, PAGE_SIZE, RamOffset};
 use serde::{Deserialize, Serialize};
-use state::Saved;
+use state::{Saved, Section, StateError};
 
+use super::pages::PageSet;
 use super::{MEMORY, SnapshotError};
 
 /// Bytes for which there is one checksum: what a reader that wants a few pages has to read.
 const BLOCK: u64 = 2 << 20;
+const PAGES_OF_BLOCK: usize = (BLOCK / PAGE_SIZE) as usize;
+const PAGE: usize = PAGE_SIZE as usize;
+/// More RAM than any machine has: what a file may claim.
+const MOST: u64 = 1 << 42;
 
 /// What the file `memory` holds.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SavedMemory {
     /// Bytes of guest RAM, and of the file.
     bytes: u64,
     /// Bytes of a block.
     block: u64,
-    /// CRC-32 of each block; none for one that is zero, which is a hole in the file.
+    /// CRC-32 of the layer's pages in each block, in order; none where all of them are zero.
     checksums: Vec<Option<u32>>,
+    /// The layer's pages, as first page and number of pages of each run; without, it has all.
+    #[serde(default)]
+    pages: Option<Vec<(u64, u64)>>,
 }
 
 impl Saved for SavedMemory {
     const KIND: &'static str = "memory";
-    const VERSION: u32 = 1;
-}
+    /// Version 1 has no `pages`.
+    const VERSION: u32 = 2;
 
-/// Offset and length of each block.
-fn blocks(bytes: u64) -> impl Iterator<Item = (u64, usize)> {
-    (0..bytes).step_by(BLOCK as usize).map(move |at| (at, BLOCK.min(bytes - at) as usize))
-}
-
-/// Offset in the block and content of each run of pages that are not zero.
-fn runs(block: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
-    let page = PAGE_SIZE as usize;
-    let mut pages = block.chunks(page).enumerate().peekable();
-    std::iter::from_fn(move || {
-        let (first, _) = pages.find(|(_, p)| !is_zero(p))?;
-        let mut end = first + 1;
-        while pages.next_if(|(_, p)| !is_zero(p)).is_some() {
-            end += 1;
+    fn upgrade(version: u32, section: &Section) -> Result<Self, StateError> {
+        match version {
+            1 => Section { version: Self::VERSION, ..section.clone() }.decode(),
+            _ => Err(section.damaged(format!("unknown old version {version}"))),
         }
-        let range = first * page..(end * page).min(block.len());
-        Some((range.start, &block[range]))
-    })
+    }
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|b| *b == 0)
 }
 
-/// Writes `ram` into the empty file `file`. The vCPUs are parked.
-pub(super) fn write(ram: &GuestRam, file: &File) -> io::Result<SavedMemory> {
-    let bytes = ram.size();
-    let mut buffer = vec![0; BLOCK as usize];
-    let mut checksums = Vec::new();
-    for (at, len) in blocks(bytes) {
-        let block = &mut buffer[..len];
-        ram.read_at(RamOffset(at), block);
-        let mut written = false;
-        for (offset, run) in runs(block) {
-            file.write_all_at(run, at + offset as u64)?;
-            written = true;
+/// Writes `pages`, which begin at RAM offset `at`, but for those that are zero.
+pub(super) fn write_pages(file: &File, at: u64, pages: &[u8]) -> io::Result<()> {
+    let mut chunks = pages.chunks(PAGE).enumerate().peekable();
+    while let Some((first, _)) = chunks.find(|(_, page)| !is_zero(page)) {
+        let mut end = first + 1;
+        while chunks.next_if(|(_, page)| !is_zero(page)).is_some() {
+            end += 1;
         }
-        checksums.push(written.then(|| crc32fast::hash(block)));
+        let run = &pages[first * PAGE..(end * PAGE).min(pages.len())];
+        file.write_all_at(run, at + (first * PAGE) as u64)?;
     }
-    file.set_len(bytes)?;
-    Ok(SavedMemory { bytes, block: BLOCK, checksums })
+    Ok(())
 }
 
-/// Fills `ram`, which is zero, from `file`.
-pub(super) fn read(saved: &SavedMemory, file: &File, ram: &GuestRam) -> Result<(), SnapshotError> {
-    let damaged = |cause: String| SnapshotError::damaged(MEMORY, cause);
-    if saved.bytes != ram.size() || saved.block != BLOCK {
-        return Err(damaged(format!(
-            "{} bytes in blocks of {} were saved for a machine with {}",
-            saved.bytes,
-            saved.block,
-            ram.size()
-        )));
-    }
-    let len = file.metadata().map_err(|e| SnapshotError::io("look at", MEMORY, e))?.len();
-    if len != saved.bytes || saved.checksums.len() != blocks(saved.bytes).count() {
-        return Err(damaged(format!("it has {len} bytes instead of {}", saved.bytes)));
-    }
+/// Writes all of `ram` into the empty file `file`. The vCPUs are parked.
+pub(super) fn write(ram: &GuestRam, file: &File) -> io::Result<SavedMemory> {
+    let all = PageSet::full((ram.size() / PAGE_SIZE) as usize);
     let mut buffer = vec![0; BLOCK as usize];
-    for ((at, len), checksum) in blocks(saved.bytes).zip(&saved.checksums) {
-        let Some(checksum) = checksum else { continue };
-        let block = &mut buffer[..len];
-        file.read_exact_at(block, at).map_err(|e| SnapshotError::io("read", MEMORY, e))?;
-        if crc32fast::hash(block) != *checksum {
-            return Err(damaged(format!("the block at {at:#x} does not match its checksum")));
+    for (first, count) in all.runs_within(PAGES_OF_BLOCK) {
+        let (at, content) = (first as u64 * PAGE_SIZE, &mut buffer[..count * PAGE]);
+        ram.read_at(RamOffset(at), content);
+        write_pages(file, at, content)?;
+    }
+    describe(file, ram.size(), &all)
+}
+
+/// Makes the section for a file with the pages `layer`, which is complete but for its length.
+pub(super) fn describe(file: &File, bytes: u64, layer: &PageSet) -> io::Result<SavedMemory> {
+    file.set_len(bytes)?;
+    let mut checksums = Vec::new();
+    let mut buffer = vec![0; BLOCK as usize];
+    for block in 0..bytes.div_ceil(BLOCK) as usize {
+        checksums.push(checksum(file, layer, block, &mut buffer)?);
+    }
+    let pages = (!layer.is_full()).then(|| {
+        layer.runs().map(|(first, count)| (first as u64, count as u64)).collect()
+    });
+    Ok(SavedMemory { bytes, block: BLOCK, checksums, pages })
+}
+
+/// The checksum of the layer's pages in a block.
+fn checksum(
+    file: &File,
+    layer: &PageSet,
+    block: usize,
+    buffer: &mut [u8],
+) -> io::Result<Option<u32>> {
+    let range = block * PAGES_OF_BLOCK..((block + 1) * PAGES_OF_BLOCK).min(layer.len());
+    let mut hasher = crc32fast::Hasher::new();
+    let mut zero = true;
+    for (first, count) in layer.runs_in(range) {
+        let content = &mut buffer[..count * PAGE];
+        file.read_exact_at(content, first as u64 * PAGE_SIZE)?;
+        zero = zero && is_zero(content);
+        hasher.update(content);
+    }
+    Ok((!zero).then(|| hasher.finalize()))
+}
+
+impl SavedMemory {
+    /// The layer's pages.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] for what no layer of a machine with `ram` bytes is.
+    pub(super) fn layer(&self, ram: u64) -> Result<PageSet, SnapshotError> {
+        let damaged = |cause: String| SnapshotError::damaged(MEMORY, cause);
+        if self.bytes != ram || ram > MOST || self.block != BLOCK {
+            return Err(damaged(format!(
+                "{} bytes in blocks of {} were saved for a machine with {ram}",
+                self.bytes, self.block,
+            )));
         }
-        for (offset, run) in runs(block) {
-            fill(ram, at + offset as u64, run);
+        if self.checksums.len() as u64 != ram.div_ceil(BLOCK) {
+            return Err(damaged(format!("it has checksums of {} blocks", self.checksums.len())));
+        }
+        let count = (ram / PAGE_SIZE) as usize;
+        let Some(runs) = &self.pages else { return Ok(PageSet::full(count)) };
+        let mut layer = PageSet::empty(count);
+        let mut end = 0;
+        for (first, pages) in runs {
+            let next = first.checked_add(*pages).filter(|next| *next <= count as u64);
+            match next {
+                Some(next) if *first >= end && *pages > 0 => end = next,
+                _ => return Err(damaged(format!("it has no {pages} pages from {first}"))),
+            }
+            layer.insert_run(*first as usize, *pages as usize);
+        }
+        Ok(layer)
+    }
+
+    /// Bytes of guest RAM.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether it has all pages.
+    pub(super) fn is_full(&self) -> bool {
+        self.pages.is_none()
+    }
+
+    /// Compares the size of the file.
+    pub(super) fn check_size(&self, file: &File) -> Result<(), SnapshotError> {
+        let len = file.metadata().map_err(|e| SnapshotError::io("look at", MEMORY, e))?.len();
+        if len != self.bytes {
+            let cause = format!("it has {len} bytes instead of {}", self.bytes);
+            return Err(SnapshotError::damaged(MEMORY, cause));
+        }
+        Ok(())
+    }
+
+    /// Compares all checksums.
+    pub(super) fn verify(&self, file: &File) -> Result<(), SnapshotError> {
+        self.check_size(file)?;
+        let layer = self.layer(self.bytes)?;
+        let mut buffer = vec![0; BLOCK as usize];
+        for (block, expected) in self.checksums.iter().enumerate() {
+            let found = checksum(file, &layer, block, &mut buffer)
+                .map_err(|e| SnapshotError::io("read", MEMORY, e))?;
+            if found != *expected {
+                let at = block as u64 * BLOCK;
+                let cause = format!("the block at {at:#x} does not match its checksum");
+                return Err(SnapshotError::damaged(MEMORY, cause));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies the pages `layer` from `file` into `ram`.
+pub(super) fn fill(ram: &GuestRam, file: &File, layer: &PageSet) -> Result<(), SnapshotError> {
+    let mut buffer = vec![0; BLOCK as usize];
+    for (first, count) in layer.runs_within(PAGES_OF_BLOCK) {
+        let content = &mut buffer[..count * PAGE];
+        file.read_exact_at(content, first as u64 * PAGE_SIZE)
+            .map_err(|e| SnapshotError::io("read", MEMORY, e))?;
+        for (page, content) in (first..).zip(content.chunks(PAGE)) {
+            let at = RamOffset(page as u64 * PAGE_SIZE);
+            let mut there = [0; PAGE];
+            ram.read_at(at, &mut there);
+            // Comparing keeps a page unallocated, or shared with the file that is mapped.
+            if there != content {
+                ram.prepare_write(at);
+                ram.write_at(at, content);
+                ram.mark_dirty(at);
+            }
         }
     }
     Ok(())
 }
 
-/// Writes whole pages from the RAM offset `at`.
-fn fill(ram: &GuestRam, at: u64, content: &[u8]) {
-    let offsets = (at..).step_by(PAGE_SIZE as usize).map(RamOffset);
-    for (page, at) in content.chunks(PAGE_SIZE as usize).zip(offsets) {
-        ram.prepare_write(at);
-        ram.write_at(at, page);
-        ram.mark_dirty(at);
+/// Copies the pages `layer` from one file to another.
+pub(super) fn copy(from: &File, to: &File, layer: &PageSet) -> io::Result<()> {
+    let mut buffer = vec![0; BLOCK as usize];
+    for (first, count) in layer.runs_within(PAGES_OF_BLOCK) {
+        let (at, content) = (first as u64 * PAGE_SIZE, &mut buffer[..count * PAGE]);
+        from.read_exact_at(content, at)?;
+        write_pages(to, at, content)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -155,36 +257,58 @@ mod tests {
         assert!(metadata.blocks() * 512 <= 8 * PAGE_SIZE, "{} blocks", metadata.blocks());
         assert!(saved.checksums[1].is_none() && saved.checksums[2].is_some());
         let restored = ram();
-        read(&saved, &file, &restored).unwrap();
+        fill(&restored, &file, &saved.layer(SIZE).unwrap()).unwrap();
         assert!(content(&restored) == content(&sample()));
+        saved.verify(&file).unwrap();
     }
 
     #[test]
-    fn runs_are_whole_pages() {
-        let mut block = vec![0; 6 * PAGE_SIZE as usize];
-        for page in [0, 2, 3, 5] {
-            block[page * PAGE_SIZE as usize + 9] = 1;
-        }
-        let found: Vec<_> = runs(&block).map(|(at, run)| (at / 4096, run.len() / 4096)).collect();
-        assert_eq!(found, [(0, 1), (2, 2), (5, 1)]);
-        assert_eq!(runs(&[0; 8192]).count(), 0);
+    fn a_difference_has_its_pages_only_also_those_that_became_zero() {
+        let (_, base) = saved();
+        let mut layer = PageSet::empty((SIZE / PAGE_SIZE) as usize);
+        layer.insert_run(3, 1);
+        layer.insert_run(9, 2);
+        let file = tempfile::tempfile().unwrap();
+        write_pages(&file, 9 * PAGE_SIZE, &[7; 2 * PAGE]).unwrap();
+        let saved = describe(&file, SIZE, &layer).unwrap();
+        assert_eq!(saved.pages, Some(vec![(3, 1), (9, 2)]));
+        saved.verify(&file).unwrap();
+        let restored = GuestRam::map(&[(0, SIZE)], &base).unwrap();
+        fill(&restored, &file, &saved.layer(SIZE).unwrap()).unwrap();
+        let mut expected = content(&sample());
+        expected[3 * PAGE..4 * PAGE].fill(0);
+        expected[9 * PAGE..11 * PAGE].fill(7);
+        assert!(content(&restored) == expected);
     }
 
     #[test]
     fn damage_names_the_block() {
         let (saved, file) = saved();
         file.write_all_at(b"x", 2 * BLOCK + 1).unwrap();
-        let error = read(&saved, &file, &ram()).unwrap_err().to_string();
+        let error = saved.verify(&file).unwrap_err().to_string();
         assert!(error.contains("memory is damaged: the block at 0x400000"), "{error}");
     }
 
     #[test]
-    fn another_size_is_refused() {
+    fn impossible_layers_are_refused() {
         let (saved, file) = saved();
         file.set_len(SIZE - 1).unwrap();
-        let error = read(&saved, &file, &ram()).unwrap_err().to_string();
+        let error = saved.verify(&file).unwrap_err().to_string();
         assert!(error.contains("bytes instead of"), "{error}");
-        let other = GuestRam::new(&[(0, 2 * BLOCK)]).unwrap();
-        assert!(read(&saved, &file, &other).is_err());
+        assert!(saved.layer(2 * BLOCK).is_err());
+        let pages = SIZE / PAGE_SIZE;
+        for runs in [
+            vec![(0, 0)],
+            vec![(pages, 1)],
+            vec![(0, pages + 1)],
+            vec![(u64::MAX, 2)],
+            vec![(4, 2), (5, 1)],
+            vec![(4, 1), (2, 1)],
+        ] {
+            let saved = SavedMemory { pages: Some(runs.clone()), ..saved.clone() };
+            assert!(saved.layer(SIZE).is_err(), "{runs:?}");
+        }
+        let saved = SavedMemory { checksums: Vec::new(), ..saved };
+        assert!(saved.layer(SIZE).is_err());
     }
 }
