@@ -155,7 +155,8 @@ mod tests {
             engine: Some("translator".to_owned()),
             platform: "pc".to_owned(),
         };
-        let expected = r#"{"name":"a","state":"running","pid":7,"engine":"translator","platform":"pc"}"#;
+        let expected =
+            r#"{"name":"a","state":"running","pid":7,"engine":"translator","platform":"pc"}"#;
         assert_eq!(serde_json::to_string(&vm).unwrap(), expected);
     }
 }

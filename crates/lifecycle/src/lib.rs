@@ -43,9 +43,9 @@ mod error;
 mod live;
 mod outcome;
 mod snapshot;
-mod stats;
 #[cfg(test)]
 mod snapshot_tests;
+mod stats;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -58,13 +58,13 @@ pub use backend::{
 };
 pub use config::{Policy, RestoreOptions, TripleFaultPolicy, VmConfig};
 pub use error::VmError;
+pub use live::{SnapshotOrder, SnapshotTaken, WhileParked};
 pub use machine::{
     BootFiles, CpuLevel, EngineChoice, KvmOffer, MachineError, MachineSpec, MachineStats,
     NamedFile, NetPort, NetStats, Platform, RawDisk, RequestCount, Selected, StorageError,
     TimerCount, host,
 };
 pub use outcome::{Outcome, Progress};
-pub use live::{SnapshotOrder, SnapshotTaken, WhileParked};
 pub use snapshot::{
     BaseEntry, CpuEntry, DiskEntry, FileEntry, Manifest, PendingSnapshot, SectionEntry,
     SnapshotDir, SnapshotError, SnapshotTree,

@@ -251,11 +251,7 @@ impl Drop for Vm {
 struct Builder(Parts);
 
 impl Builder {
-    fn new(
-        config: VmConfig,
-        profile: CpuProfile,
-        memory: Option<File>,
-    ) -> Result<Self, VmError> {
+    fn new(config: VmConfig, profile: CpuProfile, memory: Option<File>) -> Result<Self, VmError> {
         let VmConfig { spec, engine, boot, console, disks, nets, policy } = config;
         let host = HostSide { boot, disks, nets, memory, ..HostSide::new(console) };
         let mut machine = Machine::new(spec, profile, host)?;

@@ -141,8 +141,8 @@ impl GuestRam {
         if offset == 0 {
             return Err(MemoryError::BadRegion { gpa: 0, len: 0 });
         }
-        let window = window(offset)
-            .map_err(|cause| MemoryError::NoHostMemory { bytes: offset, cause })?;
+        let window =
+            window(offset).map_err(|cause| MemoryError::NoHostMemory { bytes: offset, cause })?;
         let pages = Pages::new((offset / PAGE_SIZE) as usize);
         Ok(Self { window, regions, pages, hook: RwLock::new(None) })
     }

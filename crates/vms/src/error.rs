@@ -24,7 +24,9 @@ pub enum Error {
         name: String,
     },
     /// The name is taken.
-    #[error("there is a VM {name} already; remove it with `ringfence rm {name}`, or take another name")]
+    #[error(
+        "there is a VM {name} already; remove it with `ringfence rm {name}`, or take another name"
+    )]
     Exists {
         /// The name.
         name: String,
@@ -46,7 +48,9 @@ pub enum Error {
         state: &'static str,
     },
     /// A file is not what it should be.
-    #[error("VM {name}: {file} is damaged: {cause}; remove the VM with `ringfence rm --force {name}`")]
+    #[error(
+        "VM {name}: {file} is damaged: {cause}; remove the VM with `ringfence rm --force {name}`"
+    )]
     Damaged {
         /// The VM.
         name: String,
@@ -68,7 +72,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn io(action: &'static str, file: impl ToString, cause: impl Into<io::Error>) -> Self {
+    pub(crate) fn io(
+        action: &'static str,
+        file: impl ToString,
+        cause: impl Into<io::Error>,
+    ) -> Self {
         Self::Io { action, file: file.to_string(), cause: cause.into() }
     }
 }

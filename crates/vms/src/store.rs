@@ -182,8 +182,9 @@ impl Store {
     fn take_name(&self, path: &Path, name: &str) -> Result<()> {
         let to = self.root.join(name);
         match renameat_with(CWD, path, CWD, &to, RenameFlags::NOREPLACE) {
-            Ok(()) => crate::sync_dir(&self.root)
-                .map_err(|e| Error::io("sync", self.root.display(), e)),
+            Ok(()) => {
+                crate::sync_dir(&self.root).map_err(|e| Error::io("sync", self.root.display(), e))
+            }
             Err(Errno::EXIST) => Err(Error::Exists { name: name.to_owned() }),
             Err(e) => Err(Error::io("rename", path.display(), e)),
         }
@@ -262,7 +263,10 @@ mod tests {
         assert!(matches!(store.rename(&operation, "a"), Err(Error::Exists { .. })));
         store.rename(&operation, "c").unwrap();
         drop(operation);
-        assert_eq!(states(&store), [("a".into(), RunState::Stopped), ("c".into(), RunState::Stopped)]);
+        assert_eq!(
+            states(&store),
+            [("a".into(), RunState::Stopped), ("c".into(), RunState::Stopped)]
+        );
         assert!(matches!(vm.begin("rm"), Err(Error::NotFound { .. })), "it has another name now");
         let vm = store.vm("c").unwrap();
         store.remove(&vm.begin("rm").unwrap()).unwrap();

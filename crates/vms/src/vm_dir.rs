@@ -134,7 +134,8 @@ impl VmDir {
     /// # Errors
     /// [`Error::Io`].
     pub fn is_alive(&self) -> Result<bool> {
-        Lock::is_held(&self.path(member::RUN_LOCK)).map_err(|e| self.io("lock", member::RUN_LOCK, e))
+        Lock::is_held(&self.path(member::RUN_LOCK))
+            .map_err(|e| self.io("lock", member::RUN_LOCK, e))
     }
 
     /// Becomes the VM's process, or makes sure that there is none.

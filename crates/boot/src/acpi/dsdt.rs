@@ -111,9 +111,8 @@ fn generation_event() -> Vec<u8> {
     const CHANGED: u8 = 0x80;
     let device = Path::new("\\_SB_.VGEN");
     let notify = Notify::new(&device, &CHANGED);
-    let method = Method::new(format!("_E{GENERATION_EVENT:02X}").as_str().into(), 0, false, vec![
-        &notify,
-    ]);
+    let method =
+        Method::new(format!("_E{GENERATION_EVENT:02X}").as_str().into(), 0, false, vec![&notify]);
     bytes(&Scope::new("\\_GPE".into(), vec![&method]))
 }
 

@@ -87,9 +87,8 @@ pub(super) fn describe(file: &File, bytes: u64, layer: &PageSet) -> io::Result<S
     for block in 0..bytes.div_ceil(BLOCK) as usize {
         checksums.push(checksum(file, layer, block, &mut buffer)?);
     }
-    let pages = (!layer.is_full()).then(|| {
-        layer.runs().map(|(first, count)| (first as u64, count as u64)).collect()
-    });
+    let pages = (!layer.is_full())
+        .then(|| layer.runs().map(|(first, count)| (first as u64, count as u64)).collect());
     Ok(SavedMemory { bytes, block: BLOCK, checksums, pages })
 }
 

@@ -173,7 +173,11 @@ impl SnapshotTree {
     }
 
     /// Puts `pending` in the place of the snapshot `name`, which is removed.
-    pub(super) fn replace(&self, pending: PendingSnapshot, name: &str) -> Result<(), SnapshotError> {
+    pub(super) fn replace(
+        &self,
+        pending: PendingSnapshot,
+        name: &str,
+    ) -> Result<(), SnapshotError> {
         let there = self.path(name)?;
         renameat_with(CWD, &pending.path, CWD, &there, RenameFlags::EXCHANGE)
             .map_err(|e| SnapshotError::io("replace", name, e))?;
