@@ -16,6 +16,7 @@ pub mod bare;
 pub mod guests;
 pub mod handover;
 pub mod lockstep;
+pub mod rsp;
 pub mod settings;
 pub mod stock;
 pub mod vm;

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{
-    CpuBus, Engine, EngineError, Kick, StopReason, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
+    CpuBus, Debugging, Engine, EngineError, Kick, StopReason, Vcpu, VcpuConfig, VcpuExit,
+    VcpuState, VcpuStats,
 };
 use images::kernels::Flavour;
 use interpreter::Interpreter;
@@ -217,6 +218,10 @@ impl Vcpu for WrongVcpu {
 
     fn set_budget(&mut self, instructions: Option<u64>) {
         self.vcpu.set_budget(instructions);
+    }
+
+    fn set_debugging(&mut self, debugging: Debugging) {
+        self.vcpu.set_debugging(debugging);
     }
 
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {

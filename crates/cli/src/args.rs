@@ -168,9 +168,9 @@ pub struct RunArgs {
     #[arg(long)]
     pub debug_exit: bool,
 
-    /// Address for a debugger to connect to (not supported yet)
+    /// Wait for gdb at HOST:PORT, :PORT or a Unix socket's path; the guest starts when gdb says so
     #[arg(long, value_name = "ADDR")]
-    pub gdb: Option<String>,
+    pub gdb: Option<debug::Address>,
 
     /// File for statistics, written as JSON when the VM has ended
     #[arg(long, value_name = "FILE")]
@@ -253,7 +253,6 @@ impl RunArgs {
         let unsupported = [
             self.disks.iter().find_map(DiskArg::unsupported),
             net.map(|net| format!("--net {net}")),
-            self.gdb.as_ref().map(|_| "--gdb".to_owned()),
             match self.platform {
                 PlatformArg::Pc => None,
                 PlatformArg::XenPvh => Some("--platform xen-pvh".to_owned()),
@@ -357,7 +356,6 @@ mod tests {
             (&["--disk", "d,overlay"][..], "--disk d,overlay"),
             (&["--disk", "d", "--disk", "e,format=qcow2"], "--disk e,format=qcow2"),
             (&["--net", "none", "--net", "tap"], "--net tap"),
-            (&["--gdb", ":1"], "--gdb"),
             (&["--platform", "xen-pv"], "--platform xen-pv"),
         ] {
             let error = run_args(args).check_supported().unwrap_err().to_string();

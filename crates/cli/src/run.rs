@@ -26,6 +26,8 @@ use crate::{boot_files, disks, report, signals, status};
 
 /// How long a guest has after the power button.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a debugger has to be told of the VM's end.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 /// How long a killed VM is waited for before its output is given up.
 const STUCK: Duration = Duration::from_millis(300);
 
@@ -80,6 +82,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
         report::note(&format!("running on the slow interpreter: {}", selected.reason));
     }
     let engine = selected.engine;
+    let debugger = args.gdb.as_ref().map(debug::Server::bind).transpose()?;
     let disks = disks::open(&args.disks)?;
     let boot = boot_files::open(args)?;
     let (events, queue) = channel();
@@ -98,12 +101,29 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     watch_end(&vm, &events)?;
     terminal::enter_raw().context("cannot make the terminal raw")?;
     start_input(&vm, &events).context("cannot read standard input")?;
-    vm.resume()?;
+    let debugger = match debugger {
+        Some(server) => Some(start_debugger(server, &vm)?),
+        None => {
+            vm.resume()?;
+            None
+        }
+    };
     let end =
         Session { vm: &vm, output: &output, queue: &queue, output_done: Cell::new(false) }.run();
+    if let Some(debugger) = debugger {
+        debugger.finish(LAST_WORDS);
+    }
     terminal::restore();
     report_end(&end);
     Ok(end)
+}
+
+/// Leaves it to a debugger to let the VM run.
+fn start_debugger(server: debug::Server, vm: &Arc<Vm>) -> anyhow::Result<debug::Serving> {
+    let address = server.address().clone();
+    let serving = server.serve(Arc::clone(vm)).context("cannot start a thread")?;
+    report::note(&format!("the guest waits for gdb: target remote {address}"));
+    Ok(serving)
 }
 
 fn spec_of(args: &RunArgs) -> MachineSpec {
@@ -129,7 +149,7 @@ fn policy_of(args: &RunArgs) -> Policy {
         TripleFaultArg::Stop => TripleFaultPolicy::Stop,
         TripleFaultArg::Reset => TripleFaultPolicy::Reset,
     };
-    Policy { no_reboot: args.no_reboot, triple_fault }
+    Policy { no_reboot: args.no_reboot, triple_fault, ..Policy::default() }
 }
 
 fn start_output(events: &Sender<Event>) -> anyhow::Result<Arc<Output>> {

@@ -8,7 +8,7 @@ use memory::GuestRam;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::{CpuBus, CpuProfile, Rendezvous, VcpuState};
+use crate::{CpuBus, CpuProfile, DebugStop, Debugging, Rendezvous, VcpuState};
 
 /// Why an engine could not do what was asked. Not for what the guest does: that is an exception
 /// in the guest or a [`VcpuExit`].
@@ -99,6 +99,8 @@ pub enum VcpuExit {
     Stop(StopReason),
     /// The guest triple-faulted; the vCPU is in the shutdown state.
     TripleFault(TripleFault),
+    /// What [`Vcpu::set_debugging`] asked for.
+    Debug(DebugStop),
 }
 
 /// What made a vCPU stop after an instruction: the cause that a bus access gave.
@@ -135,6 +137,10 @@ pub trait Vcpu: Send {
     /// `None` removes the limit. For tests and record and replay; engines that cannot count
     /// instructions return after about that many.
     fn set_budget(&mut self, instructions: Option<u64>);
+
+    /// Replaces what a debugger wants of this vCPU; it holds across [`Vcpu::restore`]. `run` is not
+    /// active.
+    fn set_debugging(&mut self, debugging: Debugging);
 
     /// The whole state. `run` is not active. `bus` gives the time.
     ///

@@ -17,6 +17,7 @@
 
 mod bus;
 mod contract;
+mod debugging;
 mod profile;
 mod rendezvous;
 mod speculation;
@@ -29,6 +30,7 @@ pub use contract::{
     Engine, EngineError, ExitSite, Kick, StopReason, TripleFault, Vcpu, VcpuConfig, VcpuExit,
     VcpuStats,
 };
+pub use debugging::{DebugStop, Debugging, WatchKind, Watchpoint};
 pub use profile::{CpuProfile, Level, ProfileError, Vendor};
 pub use rendezvous::{Rendezvous, Withdrawn};
 pub use state::{

@@ -132,6 +132,7 @@ impl Cpu {
             self.begin_write(to);
             let old = self.update_ram::<W>(to, locked, change);
             self.ram.mark_dirty(to);
+            self.note_data_access(at, W::BYTES, false);
             self.note_data_access(at, W::BYTES, true);
             return Ok(old);
         }

@@ -36,6 +36,9 @@ pub(crate) struct Blocks {
     ops: Vec<Op>,
     /// Longest block of 64-bit code, in instructions: bounds how long an interrupt waits.
     pub(crate) longest: usize,
+    /// Offsets in a page before which blocks end, and where none begins: breakpoints of a debugger.
+    /// They are linear addresses and a block may be mapped at several, but offsets are the same.
+    pub(crate) stops: Vec<u64>,
     pub(crate) decoded: u64,
     pub(crate) drops: u64,
 }
@@ -46,6 +49,7 @@ impl Blocks {
             table: vec![EMPTY; SLOTS].into_boxed_slice(),
             ops: Vec::new(),
             longest: MAX_BLOCK,
+            stops: Vec::new(),
             decoded: 0,
             drops: 0,
         }
@@ -59,7 +63,7 @@ impl Blocks {
     }
 
     /// The block at `at`, decoded if need be; empty when its first instruction does not end
-    /// inside the page.
+    /// inside the page, or a debugger may have a breakpoint there.
     #[inline]
     pub(crate) fn find(&mut self, cpu: &mut Cpu, at: RamOffset) -> &[Op] {
         let key = at.0 << 2 | code_tag(cpu.code_size);
@@ -82,11 +86,15 @@ impl Blocks {
         let rest = 4096 - (at.0 % 4096) as usize;
         let code = &mut code[..rest.min(MAX_BLOCK * MAX_LENGTH)];
         cpu.ram.read_at(at, code);
-        // Only 64-bit code is ever translated.
-        let longest = if cpu.code_size == CodeSize::Bits64 { self.longest } else { MAX_BLOCK };
+        // Only 64-bit code is ever translated, and none while somebody debugs.
+        let translated = cpu.code_size == CodeSize::Bits64 && !cpu.debugged;
+        let longest = if translated { self.longest } else { MAX_BLOCK };
         let mut start = self.ops.len();
         let mut offset = 0;
         while self.ops.len() - start < longest && offset < code.len() {
+            if self.stops.contains(&(at.0 % 4096 + offset as u64)) {
+                break;
+            }
             match decode(cpu, &code[offset..]) {
                 Ok(Decoded::Op(op, flow)) => {
                     offset += usize::from(op.len);

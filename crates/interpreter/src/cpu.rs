@@ -8,7 +8,9 @@ use std::hash::RandomState;
 use std::sync::Arc;
 
 use device::StopCause;
-use engine::{CpuBus, CpuProfile, Rendezvous, RunState, Shadow, TscScale, Withdrawn};
+use engine::{
+    CpuBus, CpuProfile, DebugStop, Debugging, Rendezvous, RunState, Shadow, TscScale, Withdrawn,
+};
 use hostexec::{Executor, FpuState, HostOp, Outcome, Scratch, X87Pointers};
 use lapic::{LocalApic, Mailbox};
 use memory::GuestRam;
@@ -93,7 +95,8 @@ pub(crate) struct Cpu {
     pub(crate) code_size: CodeSize,
     pub(crate) mode: Mode,
     pub(crate) paging: paging::Config,
-    /// Every access must take the checked way: alignment checks or data breakpoints are on.
+    /// Every access must take the checked way: alignment checks, data breakpoints or a debugger's
+    /// watchpoints are on.
     pub(crate) careful: bool,
 
     // Events.
@@ -115,6 +118,12 @@ pub(crate) struct Cpu {
     /// The block being executed must be left after this instruction.
     pub(crate) leave_block: bool,
     pub(crate) stop: Option<StopCause>,
+    /// What a debugger wants.
+    pub(crate) debugger: Debugging,
+    /// Something is wanted.
+    pub(crate) debugged: bool,
+    /// What the debugger is to be told at the next boundary.
+    pub(crate) debug_stop: Option<DebugStop>,
     /// An exception could not be delivered at all.
     pub(crate) shutdown: bool,
     /// The instruction is repeated: RIP stays on it though it did not fault (REP, interrupted).
@@ -188,6 +197,9 @@ impl Cpu {
             step_suppressed: false,
             leave_block: false,
             stop: None,
+            debugger: Debugging::default(),
+            debugged: false,
+            debug_stop: None,
             shutdown: false,
             repeating: false,
             clock_due: false,
@@ -277,7 +289,8 @@ impl Cpu {
             (false, false) => Mode::Supervisor,
         };
         let alignment = self.cpl == 3 && ac && self.cr0 & cr0::AM != 0;
-        self.careful = alignment || self.dr7 & dr::DR7_ENABLES != 0;
+        let watched = self.dr7 & dr::DR7_ENABLES != 0 || !self.debugger.watchpoints.is_empty();
+        self.careful = alignment || watched;
     }
 
     fn paging_config(&self) -> paging::Config {

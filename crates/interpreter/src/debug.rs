@@ -1,5 +1,7 @@
-//! Debug registers: breakpoints on data, ports and code, single-step (SDM vol. 3B 18.2, 18.3).
+//! Debug registers: breakpoints on data, ports and code, single-step (SDM vol. 3B 18.2, 18.3); and
+//! what a debugger outside of the guest sets, of which the guest sees nothing.
 
+use engine::{DebugStop, Debugging};
 use x86::cr::{cr4, dr, rflags};
 use x86::exception::{Exception, vector};
 
@@ -14,10 +16,46 @@ const PORT: u64 = 2;
 const READ_WRITE: u64 = 3;
 
 impl Cpu {
-    /// Whether every instruction must be looked at alone: single-step or code breakpoints.
+    /// Whether every instruction must be looked at alone: single-step or code breakpoints. A
+    /// debugger's breakpoints are left to the blocks, which end before them.
     #[inline]
     pub(crate) fn steps_singly(&self) -> bool {
-        self.system_flags & rflags::TF != 0 || self.dr7 & dr::DR7_ENABLES != 0
+        self.system_flags & rflags::TF != 0
+            || self.dr7 & dr::DR7_ENABLES != 0
+            || self.debugged && self.debugger.step
+    }
+
+    /// Replaces what a debugger wants.
+    pub(crate) fn set_debugging(&mut self, debugging: Debugging) {
+        self.debugged = debugging.is_active();
+        self.debugger = debugging;
+        self.debug_stop = None;
+        self.refresh_access();
+    }
+
+    /// Whether the debugger wants to see the CPU before the instruction at `address`; it is told.
+    pub(crate) fn stops_before(&mut self, address: u64) -> bool {
+        let stops =
+            self.debugged && !self.debugger.step && self.debugger.breakpoints.contains(&address);
+        if stops {
+            self.debug_stop = Some(DebugStop::Breakpoint);
+            self.attention = true;
+        }
+        stops
+    }
+
+    /// An instruction has faulted: what it touched is touched again when it is restarted.
+    pub(crate) fn forget_watched(&mut self) {
+        self.debug_stop = None;
+    }
+
+    /// Remembers a watched access for the end of the instruction.
+    fn note_watched(&mut self, at: Linear, size: u64, write: bool) {
+        let hit = self.debugger.watchpoints.iter().find(|w| w.covers(at.address, size, write));
+        if let Some(watchpoint) = hit {
+            self.debug_stop = Some(DebugStop::Watchpoint(*watchpoint));
+            self.leave_block = true;
+        }
     }
 
     /// Whether a debug trap will follow the present instruction, were it complete.
@@ -40,6 +78,9 @@ impl Cpu {
 
     /// Remembers data breakpoints that an access touches: they trap after the instruction.
     pub(crate) fn note_data_access(&mut self, at: Linear, size: u64, write: bool) {
+        if self.debugged {
+            self.note_watched(at, size, write);
+        }
         if self.dr7 & dr::DR7_ENABLES == 0 {
             return;
         }

@@ -154,11 +154,12 @@ impl InterpreterVcpu {
     }
 
     /// Whether only the interpreter may execute now: not 64-bit code, single-step, breakpoints,
-    /// alignment checks, an interrupt shadow.
+    /// alignment checks, an interrupt shadow, a debugger.
     #[inline]
     pub fn must_interpret(&self) -> bool {
         !self.cpu.is_64bit()
             || self.cpu.careful
+            || self.cpu.debugged
             || self.cpu.steps_singly()
             || self.cpu.shadow != Shadow::None
             || self.cpu.system_flags & rflags::DF != 0
@@ -166,10 +167,10 @@ impl InterpreterVcpu {
     }
 
     /// Executes what [`InterpreterVcpu::must_interpret`] says, serving events in between: one
-    /// instruction of 64-bit code, else many blocks. `Some` leaves `run`.
+    /// instruction of 64-bit code, else (and for a debugger) many blocks. `Some` leaves `run`.
     pub fn interpret(&mut self, bus: &dyn CpuBus) -> Option<VcpuExit> {
         for _ in 0..LONGEST_RUN {
-            if self.cpu.is_64bit() {
+            if self.cpu.is_64bit() && !self.cpu.debugged {
                 self.execute(bus, 1);
                 break;
             }

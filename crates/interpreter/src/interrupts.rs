@@ -129,7 +129,8 @@ impl Cpu {
             self.deliver_exception(bus, Exception::new(vector::DB), Source::Trap);
             return;
         }
-        if shadow == Shadow::MovSs {
+        // A debugger's step goes through the code that it shows, not into a handler.
+        if shadow == Shadow::MovSs || self.debugged && self.debugger.step {
             return;
         }
         if self.nmi_pending && !self.nmi_blocked {

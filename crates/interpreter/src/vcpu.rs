@@ -6,8 +6,8 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use engine::{
-    CpuBus, EngineError, Kick, RunState, Shadow, TripleFault, Vcpu, VcpuConfig, VcpuExit,
-    VcpuState, VcpuStats,
+    CpuBus, DebugStop, Debugging, EngineError, Kick, RunState, Shadow, TripleFault, Vcpu,
+    VcpuConfig, VcpuExit, VcpuState, VcpuStats,
 };
 use hostexec::Executor;
 use lapic::{LocalApic, LocalApicConfig};
@@ -164,9 +164,13 @@ impl InterpreterVcpu {
                 return Some(exit);
             }
             let shadowed = self.cpu.shadow != Shadow::None;
+            // The shadow must still be there when the debugger lets the CPU go on.
+            if shadowed && self.cpu.debugged && self.cpu.stops_before(self.code_address().0) {
+                continue;
+            }
             self.cpu.deliver_pending(bus);
             let waits = self.cpu.has_blocked_event();
-            self.cpu.attention |= waits || self.cpu.shutdown;
+            self.cpu.attention |= waits || self.cpu.shutdown || self.cpu.debug_stop.is_some();
             if !(shadowed && waits) {
                 return None;
             }
@@ -202,6 +206,10 @@ impl InterpreterVcpu {
                 rip: self.cpu.rip(),
                 cr3: self.cpu.cr3,
             }));
+        }
+        if let Some(stop) = self.cpu.debug_stop.take() {
+            self.cpu.attention = true;
+            return Some(VcpuExit::Debug(stop));
         }
         if self.signal.kicked.swap(false, Ordering::Acquire) {
             self.cpu.attention = true;
@@ -305,6 +313,20 @@ impl InterpreterVcpu {
     /// pages, in device memory or near a segment limit.
     #[cold]
     fn execute_singly(&mut self, bus: Bus<'_>, linear: u64) {
+        if !self.cpu.debugged {
+            return self.execute_one(bus, linear);
+        }
+        if self.cpu.stops_before(linear) {
+            return;
+        }
+        self.execute_one(bus, linear);
+        if self.cpu.debugger.step {
+            self.cpu.debug_stop.get_or_insert(DebugStop::Stepped);
+        }
+        self.cpu.attention |= self.cpu.debug_stop.is_some();
+    }
+
+    fn execute_one(&mut self, bus: Bus<'_>, linear: u64) {
         let stepping = self.cpu.system_flags & rflags::TF != 0;
         if self.cpu.check_code_breakpoint(linear).is_err() {
             return self.fetch_faulted(bus);
@@ -399,8 +421,9 @@ pub(crate) fn run_ops(cpu: &mut Cpu, ops: &[Op], bus: Bus<'_>) -> (u64, bool) {
         cpu.set_reg(RIP, next);
         if (op.exec)(cpu, op, bus).is_err() {
             cpu.set_rip(next.wrapping_sub(u64::from(op.len)));
+            cpu.forget_watched();
             cpu.deliver_raised(bus);
-            cpu.attention |= cpu.shutdown;
+            cpu.attention |= cpu.shutdown || cpu.debug_stop.is_some();
             // A fault is progress too: a budget must end a guest that only faults.
             return (executed + 1, false);
         }
@@ -424,6 +447,7 @@ fn leave_block(cpu: &mut Cpu, op: &Op) {
     cpu.attention |= cpu.stop.is_some()
         || cpu.shutdown
         || cpu.debug_trap != 0
+        || cpu.debug_stop.is_some()
         || cpu.run_state != RunState::Running
         || cpu.apic_changed;
     cpu.apic_changed = false;
@@ -448,6 +472,18 @@ impl Vcpu for InterpreterVcpu {
         self.budget = instructions;
     }
 
+    fn set_debugging(&mut self, debugging: Debugging) {
+        let mut stops: Vec<_> = debugging.breakpoints.iter().map(|at| at % 4096).collect();
+        stops.sort_unstable();
+        stops.dedup();
+        if stops != self.blocks.stops {
+            self.blocks.stops = stops;
+            self.blocks.clear();
+            self.cpu.executor.reset();
+        }
+        self.cpu.set_debugging(debugging);
+    }
+
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {
         self.cpu.drain_mailbox();
         Ok(self.cpu.save(bus))
@@ -455,6 +491,7 @@ impl Vcpu for InterpreterVcpu {
 
     fn restore(&mut self, state: &VcpuState, bus: &dyn CpuBus) -> Result<(), EngineError> {
         self.cpu.restore(state, bus).map_err(EngineError::BadState)?;
+        self.cpu.debug_stop = None;
         self.next_clock = 0;
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use engine::{
-    CpuBus, EngineError, Kick, RunState, StopReason, TscScale, Vcpu, VcpuConfig, VcpuExit,
-    VcpuState, VcpuStats,
+    CpuBus, Debugging, EngineError, Kick, RunState, StopReason, TscScale, Vcpu, VcpuConfig,
+    VcpuExit, VcpuState, VcpuStats,
 };
 use interpreter::{Alarm, InterpreterVcpu};
 use kvm_ioctls::VmFd;
@@ -116,6 +116,8 @@ pub struct KvmVcpu {
     /// TSC and guest time when `run` ended with the state in the kernel.
     parked: Option<(u64, u64)>,
     budget: Option<u64>,
+    /// Somebody debugs: the interpreter executes everything.
+    debugged: bool,
     pub(crate) counters: Counters,
 }
 
@@ -212,6 +214,7 @@ impl KvmVcpu {
             tsc_stale: true,
             parked: None,
             budget: None,
+            debugged: false,
             counters: Counters::default(),
         })
     }
@@ -350,14 +353,10 @@ impl KvmVcpu {
         Ok(None)
     }
 
-    /// Everything is executed by the interpreter, which counts exactly.
-    fn run_counted(
-        &mut self,
-        bus: &dyn CpuBus,
-        left: u64,
-    ) -> Result<Option<VcpuExit>, EngineError> {
+    /// Everything is executed by the interpreter, which counts exactly and serves debuggers.
+    fn run_carried(&mut self, bus: &dyn CpuBus) -> Result<Option<VcpuExit>, EngineError> {
         self.tables_stale = true;
-        self.carrier.set_budget(Some(left));
+        self.carrier.set_budget(self.budget);
         let exit = self.carrier.run(bus)?;
         self.budget = self.carrier.budget();
         if exit == VcpuExit::Paused && !self.waker.take_kick() {
@@ -371,12 +370,12 @@ impl KvmVcpu {
             if let Some(exit) = self.leave(bus)? {
                 return Ok(exit);
             }
-            let exit = if let Some(left) = self.budget {
+            let exit = if self.budget.is_some() || self.debugged {
                 if self.place == Place::Kernel {
                     self.unload(bus)?;
                 }
                 self.handover = None;
-                self.run_counted(bus, left)?
+                self.run_carried(bus)?
             } else if self.user.is_some() {
                 self.run_sharing(bus)?
             } else if let Some(handover) = self.handover {
@@ -445,6 +444,11 @@ impl Vcpu for KvmVcpu {
 
     fn set_budget(&mut self, instructions: Option<u64>) {
         self.budget = instructions;
+    }
+
+    fn set_debugging(&mut self, debugging: Debugging) {
+        self.debugged = debugging.is_active();
+        self.carrier.set_debugging(debugging);
     }
 
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {

@@ -7,14 +7,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use std::time::{Duration, Instant};
 
-use engine::{Engine, StopReason, Vcpu, VcpuExit, VcpuState};
+use engine::{DebugStop, Engine, StopReason, TripleFault, Vcpu, VcpuExit, VcpuState};
 use machine::Machine;
 use memory::DirtyConsumer;
 use state::Archive;
 
 use crate::live::{Order, Parked, PauseClock};
 use crate::snapshot::{self, LiveMemory, Manifest, PageSet, SnapshotDir};
-use crate::vcpu_thread::{RunResult, VcpuThread};
+use crate::vcpu_thread::{RunResult, VcpuAct, VcpuThread};
 use crate::{Outcome, Policy, Progress, TripleFaultPolicy, VmError, VmStats};
 
 /// Where an answer goes.
@@ -32,6 +32,12 @@ pub(crate) enum Event {
 pub(crate) enum Request {
     Pause(Reply<()>),
     Resume(Reply<()>),
+    /// The same, but some vCPUs stay where they are: those whose index gives true.
+    ResumeWithout(Vec<bool>, Reply<()>),
+    /// Does something with a vCPU; an answer that is not sent is an error.
+    Act(u32, VcpuAct, Reply<()>),
+    /// From now on somebody is told what happens to the vCPUs, or nobody.
+    Debugger(Option<DebugListener>, Reply<()>),
     Reset(Reply<()>),
     RunFor(u64, Reply<Progress>),
     Save(SnapshotDir, Reply<()>),
@@ -43,6 +49,25 @@ pub(crate) enum Request {
     Stats(Reply<VmStats>),
     Kill,
 }
+
+/// What a debugger is told. The VM is paused then, or has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DebugNotice {
+    /// A vCPU stopped as the debugger had asked it to.
+    Stopped {
+        /// Its index.
+        vcpu: u32,
+        /// Why.
+        stop: DebugStop,
+    },
+    /// A vCPU has triple-faulted; if the VM goes on, that does what the policy says.
+    TripleFault(TripleFault),
+    /// The VM has ended.
+    Ended(Outcome),
+}
+
+/// Called by the driver with what happens; it must not wait for the driver.
+pub type DebugListener = Box<dyn Fn(DebugNotice) + Send>;
 
 /// What is left of a VM when its driver has ended.
 #[derive(Default)]
@@ -114,6 +139,11 @@ pub(crate) struct Driver {
     /// Who waits for the instruction budget to be spent.
     budget: Option<Reply<Progress>>,
     resets: u64,
+    /// vCPUs that a debugger keeps where they are.
+    held: Vec<bool>,
+    debugger: Option<DebugListener>,
+    /// The debugger has seen the triple fault.
+    fault_shown: bool,
 }
 
 impl Driver {
@@ -135,6 +165,9 @@ impl Driver {
             deferred: VecDeque::new(),
             budget: None,
             resets: 0,
+            held: Vec::new(),
+            debugger: None,
+            fault_shown: false,
         }
     }
 
@@ -160,7 +193,15 @@ impl Driver {
         if let Some(waiter) = self.budget.take() {
             let _ = waiter.send(Ok(Progress::Ended(outcome.clone())));
         }
+        // Before anybody who waits for the end takes the debugger's server away.
+        self.tell(DebugNotice::Ended(outcome.clone()));
         self.ending.set(outcome, stats);
+    }
+
+    fn tell(&self, notice: DebugNotice) {
+        if let Some(debugger) = &self.debugger {
+            debugger(notice);
+        }
     }
 
     /// Handles one event; gives the outcome when the VM ends.
@@ -190,7 +231,18 @@ impl Driver {
                 return ended;
             }
             Request::Resume(reply) => {
+                self.held.clear();
                 self.go();
+                let _ = reply.send(Ok(()));
+            }
+            Request::ResumeWithout(held, reply) => {
+                self.held = held;
+                self.go();
+                let _ = reply.send(Ok(()));
+            }
+            Request::Act(vcpu, act, reply) => self.act(vcpu, act, &reply),
+            Request::Debugger(listener, reply) => {
+                self.debugger = listener;
                 let _ = reply.send(Ok(()));
             }
             Request::RunFor(instructions, reply) => return self.run_for(instructions, reply),
@@ -208,6 +260,18 @@ impl Driver {
             }
         }
         None
+    }
+
+    fn act(&self, vcpu: u32, act: VcpuAct, reply: &Reply<()>) {
+        let result = match self.vcpus.get(vcpu as usize) {
+            _ if self.phase == Phase::Running => Err(VmError::Running),
+            None => Err(VmError::Vcpu { vcpu, cause: "there is none".to_owned() }),
+            Some(thread) => {
+                thread.act(act);
+                Ok(())
+            }
+        };
+        let _ = reply.send(result);
     }
 
     /// Does something for which the vCPUs have to be parked, then goes on as before.
@@ -275,9 +339,22 @@ impl Driver {
                 }
                 ended
             }
+            Verdict::Tell(notice) => {
+                let ended = self.halt();
+                if ended.is_none() {
+                    self.interrupt_budget();
+                    self.note_shown(&notice);
+                    self.tell(notice);
+                }
+                ended
+            }
             Verdict::Reset => self.halt().or_else(|| self.reboot()),
             Verdict::End(outcome) => Some(outcome),
         }
+    }
+
+    fn note_shown(&mut self, notice: &DebugNotice) {
+        self.fault_shown |= matches!(notice, DebugNotice::TripleFault(_));
     }
 
     fn judge(&self, vcpu: usize, result: RunResult) -> Verdict {
@@ -297,6 +374,12 @@ impl Driver {
                 Verdict::End(Outcome::Reset)
             }
             VcpuExit::Stop(StopReason::Reset) => Verdict::Reset,
+            VcpuExit::Debug(stop) => {
+                Verdict::Tell(DebugNotice::Stopped { vcpu: vcpu as u32, stop })
+            }
+            VcpuExit::TripleFault(fault) if self.debugger.is_some() && !self.fault_shown => {
+                Verdict::Tell(DebugNotice::TripleFault(fault))
+            }
             VcpuExit::TripleFault(fault) => match self.policy.triple_fault {
                 TripleFaultPolicy::Stop => Verdict::End(Outcome::TripleFault(fault)),
                 TripleFaultPolicy::Reset if self.policy.no_reboot => Verdict::End(Outcome::Reset),
@@ -324,6 +407,7 @@ impl Driver {
         let states = self.machine.boot()?;
         self.restore_vcpus(states)?;
         self.resets += 1;
+        self.fault_shown = false;
         Ok(())
     }
 
@@ -340,8 +424,10 @@ impl Driver {
             self.machine.skip_time(passed.as_nanos().try_into().unwrap_or(u64::MAX));
         }
         self.machine.start_time();
-        for vcpu in &mut self.vcpus {
-            vcpu.run();
+        for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
+            if !self.held.get(index).is_some_and(|held| *held) {
+                vcpu.run();
+            }
         }
         self.phase = Phase::Running;
     }
@@ -379,6 +465,10 @@ impl Driver {
             match verdict {
                 Verdict::End(outcome) => return Some(outcome),
                 Verdict::Reset => reset = true,
+                Verdict::Tell(notice) => {
+                    self.note_shown(&notice);
+                    self.tell(notice);
+                }
                 Verdict::Pause | Verdict::Continue => {}
             }
         }
@@ -463,6 +553,11 @@ impl Driver {
     }
 
     fn hop(&mut self, engine: &Arc<dyn Engine>, reply: &Reply<Duration>) -> Option<Outcome> {
+        if self.debugger.is_some() {
+            // What it set would be gone with the vCPUs.
+            let _ = reply.send(Err(VmError::Debugged));
+            return None;
+        }
         let khz = self.machine.profile().tsc_khz();
         if let Some(fixed) = engine.fixed_tsc_khz().filter(|fixed| *fixed != khz) {
             let (engine, wanted) = (engine.name(), khz);
@@ -543,6 +638,8 @@ pub(crate) fn start_vcpus(
 enum Verdict {
     Continue,
     Pause,
+    /// Pause, and tell the debugger why.
+    Tell(DebugNotice),
     Reset,
     End(Outcome),
 }

@@ -35,6 +35,9 @@ pub enum VmError {
         /// The frequency of the VM's CPU profile, kHz.
         wanted: u32,
     },
+    /// The engine cannot be changed under a debugger.
+    #[error("a debugger is attached; let it detach first")]
+    Debugged,
     /// The vCPUs could not be made again: the VM ends.
     #[error("the guest's vCPUs are lost: {0}")]
     Lost(String),

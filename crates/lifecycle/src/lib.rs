@@ -57,10 +57,11 @@ pub use backend::{
     ConsoleInput, ConsoleOutput, Counter, Disk, Frame, MacAddress, NetBackend, Offload, Wake,
 };
 pub use config::{Policy, RestoreOptions, TripleFaultPolicy, VmConfig};
+pub use driver::{DebugListener, DebugNotice};
 pub use error::VmError;
 pub use live::{SnapshotOrder, SnapshotTaken, WhileParked};
 pub use machine::{
-    BootFiles, CpuLevel, EngineChoice, KvmOffer, MachineError, MachineSpec, MachineStats,
+    BootFiles, CpuLevel, EngineChoice, KvmOffer, Machine, MachineError, MachineSpec, MachineStats,
     NamedFile, NetPort, NetStats, Platform, RawDisk, RequestCount, Selected, StorageError,
     TimerCount, host,
 };

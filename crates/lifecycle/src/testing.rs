@@ -8,8 +8,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use backend::CaptureConsole;
 use device::{Answer, Width};
 use engine::{
-    CpuBus, Engine, EngineError, Kick, RunState, StopReason, TripleFault, TscScale, Vcpu,
-    VcpuConfig, VcpuExit, VcpuState, VcpuStats,
+    CpuBus, DebugStop, Debugging, Engine, EngineError, Kick, RunState, StopReason, TripleFault,
+    TscScale, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
 };
 use lapic::{LocalApic, LocalApicConfig};
 use machine::{BootFiles, MachineSpec};
@@ -52,6 +52,7 @@ struct FakeVcpu {
     scale: TscScale,
     state: VcpuState,
     budget: Option<u64>,
+    debugging: Debugging,
     executed: u64,
     kick: Arc<FakeKick>,
 }
@@ -104,6 +105,7 @@ impl Engine for FakeEngine {
                 run_state: RunState::Running,
             },
             budget: None,
+            debugging: Debugging::default(),
             executed: 0,
             kick,
         }))
@@ -178,15 +180,27 @@ impl Vcpu for FakeVcpu {
             if self.budget == Some(0) {
                 return Ok(VcpuExit::BudgetSpent);
             }
+            let Debugging { step, breakpoints, .. } = &self.debugging;
+            let step = *step;
+            if !step && breakpoints.contains(&self.state.general.rip) {
+                return Ok(VcpuExit::Debug(DebugStop::Breakpoint));
+            }
             self.budget = self.budget.map(|left| left - 1);
             if let Some(exit) = self.step(bus)? {
                 return Ok(exit);
+            }
+            if step {
+                return Ok(VcpuExit::Debug(DebugStop::Stepped));
             }
         }
     }
 
     fn set_budget(&mut self, instructions: Option<u64>) {
         self.budget = instructions;
+    }
+
+    fn set_debugging(&mut self, debugging: Debugging) {
+        self.debugging = debugging;
     }
 
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use device::Width;
-use engine::StopReason;
+use engine::{DebugStop, Debugging, StopReason};
 use memory::Gpa;
 
 use crate::testing::{ENTRY, Step, config, write_for};
-use crate::{Outcome, Policy, Progress, SnapshotDir, TripleFaultPolicy, Vm, VmConfig, VmError};
+use crate::{
+    DebugNotice, Outcome, Policy, Progress, SnapshotDir, TripleFaultPolicy, Vm, VmConfig, VmError,
+};
 
 const COUNTER: u64 = 0x8000;
 const POWER_OFF: StopReason = StopReason::PowerOff;
@@ -50,6 +52,49 @@ fn a_triple_fault_says_where() {
     let text = fault.to_string();
     assert!(matches!(fault, Outcome::TripleFault(f) if f.rip == ENTRY + 1 && f.cr3 == 0x1000));
     assert!(text.contains("vCPU 0") && text.contains("0x100001") && text.contains("0x1000"));
+}
+
+/// What a debugger was told, in order.
+fn debugged(vm: &Vm) -> std::sync::mpsc::Receiver<DebugNotice> {
+    let (told, notices) = std::sync::mpsc::channel();
+    vm.set_debugger(Some(Box::new(move |notice| told.send(notice).unwrap()))).unwrap();
+    notices
+}
+
+#[test]
+fn a_debugger_is_told_where_the_guest_stops() {
+    let script = [Step::Count(COUNTER), Step::Count(COUNTER), Step::Jump(1)];
+    let vm = Vm::create(config(&script, Policy::default()).0).unwrap();
+    let notices = debugged(&vm);
+    let told = |stop| DebugNotice::Stopped { vcpu: 0, stop };
+    let ask = |debugging| vm.with_vcpu(0, move |vcpu, _| vcpu.set_debugging(debugging)).unwrap();
+    ask(Debugging { breakpoints: vec![ENTRY + 1], ..Debugging::default() });
+    vm.resume().unwrap();
+    assert_eq!(notices.recv().unwrap(), told(DebugStop::Breakpoint));
+    assert_eq!(counter(&vm), 1);
+    ask(Debugging { step: true, ..Debugging::default() });
+    vm.resume().unwrap();
+    assert_eq!(notices.recv().unwrap(), told(DebugStop::Stepped));
+    assert_eq!(counter(&vm), 2);
+    // A vCPU that is held stays where it is.
+    vm.resume_without(vec![true]).unwrap();
+    assert!(matches!(vm.with_vcpu(0, |_, _| ()), Err(VmError::Running)));
+    vm.pause().unwrap();
+    assert_eq!(counter(&vm), 2);
+    assert!(matches!(vm.with_vcpu(1, |_, _| ()), Err(VmError::Vcpu { vcpu: 1, .. })));
+    vm.kill();
+    assert_eq!(notices.recv().unwrap(), DebugNotice::Ended(Outcome::Killed));
+}
+
+#[test]
+fn a_debugger_sees_a_triple_fault_before_it_counts() {
+    let vm = Vm::create(config(&[Step::Fault, Step::Fault], Policy::default()).0).unwrap();
+    let notices = debugged(&vm);
+    vm.resume().unwrap();
+    assert!(matches!(notices.recv().unwrap(), DebugNotice::TripleFault(f) if f.rip == ENTRY));
+    assert_eq!(vm.outcome(), None);
+    vm.resume().unwrap();
+    assert!(matches!(vm.wait(), Outcome::TripleFault(_)));
 }
 
 #[test]

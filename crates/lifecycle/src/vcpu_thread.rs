@@ -22,7 +22,11 @@ enum Order {
     Save(Sender<Result<VcpuState, EngineError>>),
     Restore(Box<VcpuState>, Sender<Result<(), EngineError>>),
     Stats(Sender<VcpuStats>),
+    Act(VcpuAct),
 }
+
+/// Something to do with a parked vCPU, on its thread.
+pub(crate) type VcpuAct = Box<dyn FnOnce(&mut dyn Vcpu, &dyn CpuBus) + Send>;
 
 /// A vCPU and its thread, as the driver sees them.
 pub(crate) struct VcpuThread {
@@ -93,6 +97,10 @@ impl VcpuThread {
         self.answer(&answer)
     }
 
+    pub(crate) fn act(&self, act: VcpuAct) {
+        self.order(Order::Act(act));
+    }
+
     fn order(&self, order: Order) {
         debug_assert!(!self.running || matches!(order, Order::Run));
         if let Some(orders) = &self.orders {
@@ -146,6 +154,7 @@ fn serve(
             Order::Save(reply) => drop(reply.send(vcpu.save(bus))),
             Order::Restore(state, reply) => drop(reply.send(vcpu.restore(&state, bus))),
             Order::Stats(reply) => drop(reply.send(vcpu.stats())),
+            Order::Act(act) => act(&mut *vcpu, bus),
         }
     }
 }

@@ -7,11 +7,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use backend::ConsoleInput;
-use engine::{CpuProfile, Engine};
+use engine::{CpuBus, CpuProfile, Engine, Vcpu};
 use machine::{DiskSpec, HostSide, Machine, NetSpec};
 use memory::DirtyConsumer;
 
-use crate::driver::{Driver, Ending, Event, Parts, Reply, Request, start_vcpus};
+use crate::driver::{DebugListener, Driver, Ending, Event, Parts, Reply, Request, start_vcpus};
 use crate::live::{Order, Parked};
 use crate::snapshot::{self, Opened, SnapshotDir};
 use crate::{
@@ -116,6 +116,44 @@ impl Vm {
     /// [`VmError::Ended`].
     pub fn resume(&self) -> Result<(), VmError> {
         self.ask(Request::Resume)
+    }
+
+    /// Lets the guest go on but for the vCPUs whose index gives true in `held`, which stay where
+    /// they are until the next resume; does nothing when it is running.
+    ///
+    /// # Errors
+    /// [`VmError::Ended`].
+    pub fn resume_without(&self, held: Vec<bool>) -> Result<(), VmError> {
+        self.ask(|reply| Request::ResumeWithout(held, reply))
+    }
+
+    /// Does `act` with vCPU `index` of a paused VM, on that vCPU's thread, and gives what it gives.
+    ///
+    /// # Errors
+    /// [`VmError::Running`], [`VmError::Ended`]; [`VmError::Vcpu`] when there is no such vCPU, or
+    /// it is lost.
+    pub fn with_vcpu<T: Send + 'static>(
+        &self,
+        index: u32,
+        act: impl FnOnce(&mut dyn Vcpu, &dyn CpuBus) -> T + Send + 'static,
+    ) -> Result<T, VmError> {
+        let (result, answer) = channel();
+        let act = Box::new(move |vcpu: &mut dyn Vcpu, bus: &dyn CpuBus| {
+            // Who asked waits for it.
+            let _ = result.send(act(vcpu, bus));
+        });
+        self.ask(|reply| Request::Act(index, act, reply))?;
+        let lost = || VmError::Vcpu { vcpu: index, cause: "its thread is gone".to_owned() };
+        answer.recv().map_err(|_| lost())
+    }
+
+    /// Has `listener` told what happens to the vCPUs for a debugger; none of them is told any more
+    /// after `None`. While there is one, a triple fault pauses the VM first.
+    ///
+    /// # Errors
+    /// [`VmError::Ended`].
+    pub fn set_debugger(&self, listener: Option<DebugListener>) -> Result<(), VmError> {
+        self.ask(|reply| Request::Debugger(listener, reply))
     }
 
     /// Resets the guest, which boots anew.

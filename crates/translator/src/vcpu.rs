@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use engine::{CpuBus, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats};
+use engine::{
+    CpuBus, Debugging, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
+};
 use iced_x86::InstructionInfoFactory;
 use interpreter::{AccessMode, Alarm, InterpreterVcpu, TlbChange};
 use memory::{GuestRam, RamOffset};
@@ -374,6 +376,11 @@ impl Vcpu for TranslatorVcpu {
             self.drop_all();
         }
         self.interpreter.set_budget(instructions);
+    }
+
+    /// While somebody debugs, the interpreter executes everything.
+    fn set_debugging(&mut self, debugging: Debugging) {
+        self.interpreter.set_debugging(debugging);
     }
 
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {

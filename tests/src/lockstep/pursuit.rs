@@ -4,7 +4,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::{CpuBus, Engine, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats};
+use engine::{
+    CpuBus, Debugging, Engine, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
+};
 use interpreter::{InterpreterVcpu, Registers};
 
 use super::flags;
@@ -110,6 +112,10 @@ impl Vcpu for Pursuer {
 
     fn set_budget(&mut self, instructions: Option<u64>) {
         self.interpreter.set_budget(instructions);
+    }
+
+    fn set_debugging(&mut self, debugging: Debugging) {
+        self.interpreter.set_debugging(debugging);
     }
 
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {

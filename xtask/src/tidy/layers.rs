@@ -37,7 +37,7 @@ const LAYERS: [Layer; 11] = [
     },
     Layer {
         name: "composition",
-        crates: &["machine", "lifecycle"],
+        crates: &["machine", "lifecycle", "debug"],
         may_use: &["definitions", "contracts", "engines", "buses", "parts", "composition"],
     },
     // What programs say to each other.
