@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::disks::DiskArg;
+use crate::nets::NetArg;
 use crate::size;
 
 const LONG_ABOUT: &str = "\
@@ -87,6 +88,19 @@ Examples:
   echo poweroff | ringfence run tiny
   ringfence run --stats stats.json --no-reboot";
 
+const NET_HELP: &str = "\
+Network card and what it is connected to [default: user]; repeatable.
+
+  user          the Internet and the host, without any set-up: the guest gets its address by DHCP \
+(10.0.2.15), the gateway 10.0.2.2 is the host's loopback
+  none          no network card
+
+Options follow, separated by commas:
+  forward=tcp:[ADDRESS:]HOSTPORT:GUESTPORT, or udp: a port of the host (of its loopback, unless an \
+ADDRESS is given) leads to the guest; of `user`
+  mac=ADDRESS   Ethernet address of the card
+  mtu=BYTES     largest packet, 1280 to 65520; of `user`";
+
 /// Options of `run`.
 #[derive(Debug, Args)]
 #[command(long_about = RUN_ABOUT, after_help = RUN_AFTER)]
@@ -119,12 +133,14 @@ pub struct RunArgs {
     )]
     pub disks: Vec<DiskArg>,
 
-    /// Network; only `none` is supported yet
+    /// Network card and what it is connected to [default: user]
     #[arg(
         long = "net",
-        value_name = "user[,forward=tcp:HOSTPORT:GUESTPORT]|tap[=NAME]|switch=NAME|none"
+        value_name = "user[,forward=tcp:HOSTPORT:GUESTPORT]|tap[=NAME]|switch=NAME|none",
+        value_parser = NetArg::parse,
+        long_help = NET_HELP
     )]
-    pub nets: Vec<String>,
+    pub nets: Vec<NetArg>,
 
     /// Memory of the guest
     #[arg(
@@ -249,10 +265,9 @@ impl RunArgs {
     /// # Errors
     /// One line that names the option.
     pub fn check_supported(&self) -> anyhow::Result<()> {
-        let net = self.nets.iter().find(|net| *net != "none");
         let unsupported = [
             self.disks.iter().find_map(DiskArg::unsupported),
-            net.map(|net| format!("--net {net}")),
+            self.nets.iter().find_map(NetArg::unsupported),
             match self.platform {
                 PlatformArg::Pc => None,
                 PlatformArg::XenPvh => Some("--platform xen-pvh".to_owned()),

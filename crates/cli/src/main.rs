@@ -15,6 +15,7 @@ mod console;
 mod disks;
 mod doctor;
 mod image;
+mod nets;
 mod progress;
 mod report;
 mod run;

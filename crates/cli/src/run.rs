@@ -22,7 +22,7 @@ use crate::args::{EngineArg, RunArgs, TripleFaultArg};
 use crate::console::escape::Key;
 use crate::console::{Output, input, terminal};
 use crate::stats::Stats;
-use crate::{boot_files, disks, report, signals, status};
+use crate::{boot_files, disks, nets, report, signals, status};
 
 /// How long a guest has after the power button.
 const GRACE: Duration = Duration::from_secs(10);
@@ -84,6 +84,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     let engine = selected.engine;
     let debugger = args.gdb.as_ref().map(debug::Server::bind).transpose()?;
     let disks = disks::open(&args.disks)?;
+    let nets = nets::open(&args.nets, args.name.as_deref())?;
     let boot = boot_files::open(args)?;
     let (events, queue) = channel();
     let output = start_output(&events)?;
@@ -93,7 +94,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
         boot: Some(boot.files),
         console: Arc::clone(&output) as _,
         disks,
-        nets: Vec::new(),
+        nets,
         policy: policy_of(args),
     };
     let vm = Arc::new(Vm::create(config)?);

@@ -63,7 +63,7 @@ pub use live::{SnapshotOrder, SnapshotTaken, WhileParked};
 pub use machine::{
     BootFiles, CpuLevel, EngineChoice, KvmOffer, Machine, MachineError, MachineSpec, MachineStats,
     NamedFile, NetPort, NetStats, Platform, RawDisk, RequestCount, Selected, StorageError,
-    TimerCount, host,
+    TimerCount, host, network,
 };
 pub use outcome::{Outcome, Progress};
 pub use snapshot::{

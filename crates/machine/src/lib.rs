@@ -40,6 +40,7 @@ pub use clock::{HostWallClock, VmClock};
 pub use engines::{EngineChoice, KvmOffer, Selected};
 pub use error::MachineError;
 pub use machine::{HostSide, Machine, MachineStats, NetStats, RequestCount, TimerCount};
+pub use network;
 pub use spec::{CpuLevel, DiskSpec, MachineSpec, NetPort, NetSpec, Platform};
 pub use storage::{RawDisk, StorageError};
 pub use timers::TimerThread;

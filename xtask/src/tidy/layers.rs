@@ -32,7 +32,7 @@ const LAYERS: [Layer; 11] = [
     // Never engines, and never another part.
     Layer {
         name: "parts",
-        crates: &["chipset", "boot", "virtio", "storage"],
+        crates: &["chipset", "boot", "virtio", "storage", "network"],
         may_use: &["definitions", "contracts", "buses"],
     },
     Layer {

@@ -46,7 +46,7 @@ fn what_later_versions_do_is_refused_by_name() {
     for args in [
         &["--disk", "disk.img,overlay"][..],
         &["--disk", "disk.img,format=qcow2"],
-        &["--net", "user"],
+        &["--net", "tap"],
         &["--gdb", "localhost:1"],
         &["--platform", "xen-pvh"],
         &["--platform", "xen-pv"],

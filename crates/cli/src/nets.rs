@@ -1,0 +1,178 @@
+//! `--net`: from its text to a network.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use lifecycle::network::{Forward, UserConfig, UserNet};
+use lifecycle::{MacAddress, NetBackend, NetPort};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The value of one `--net`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetArg {
+    text: String,
+    kind: Kind,
+    forwards: Vec<Forward>,
+    mac: Option<MacAddress>,
+    mtu: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    None,
+    User,
+    Tap(Option<String>),
+    Switch(String),
+}
+
+impl NetArg {
+    /// Reads the kind of network and its options.
+    ///
+    /// # Errors
+    /// An unknown kind or option, or one that another kind has.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let kind = match parts.next().map(|kind| kind.split_once('=').unwrap_or((kind, ""))) {
+            Some(("none", "")) => Kind::None,
+            Some(("user", "")) => Kind::User,
+            Some(("tap", name)) => Kind::Tap((!name.is_empty()).then(|| name.to_owned())),
+            Some(("switch", name)) if !name.is_empty() => Kind::Switch(name.to_owned()),
+            _ => return Err("there are user, tap[=NAME], switch=NAME and none".to_owned()),
+        };
+        let mut net =
+            Self { text: text.to_owned(), kind, forwards: Vec::new(), mac: None, mtu: None };
+        for option in parts {
+            net.option(option)?;
+        }
+        Ok(net)
+    }
+
+    fn option(&mut self, option: &str) -> Result<(), String> {
+        let is_user = self.kind == Kind::User;
+        match option.split_once('=') {
+            Some(("forward", forward)) if is_user => self.forwards.push(forward.parse()?),
+            Some(("mac", mac)) if self.kind != Kind::None => {
+                let mac: MacAddress = mac.parse()?;
+                if mac.is_multicast() {
+                    return Err(format!("{mac} is the address of a group, not of a card"));
+                }
+                self.mac = Some(mac);
+            }
+            Some(("mtu", mtu)) if is_user => {
+                let range = UserConfig::MIN_MTU..=UserConfig::MAX_MTU;
+                let wrong = || format!("an MTU is from {} to {}", range.start(), range.end());
+                let mtu = mtu.parse().ok().filter(|mtu| range.contains(mtu)).ok_or_else(wrong)?;
+                self.mtu = Some(mtu);
+            }
+            _ => {
+                return Err(format!(
+                    "{option:?} is no option of this network; see ringfence run --help"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The option, when this version cannot do what it says.
+    pub fn unsupported(&self) -> Option<String> {
+        let unsupported = matches!(self.kind, Kind::Tap(_) | Kind::Switch(_));
+        unsupported.then(|| format!("--net {}", self.text))
+    }
+
+    fn open(&self) -> anyhow::Result<Option<Arc<dyn NetBackend>>> {
+        Ok(match self.kind {
+            Kind::User => {
+                let mut config = UserConfig::default();
+                config.forwards.clone_from(&self.forwards);
+                config.mtu = self.mtu.unwrap_or(config.mtu);
+                Some(Arc::new(UserNet::start(config, None)?))
+            }
+            Kind::None | Kind::Tap(_) | Kind::Switch(_) => None,
+        })
+    }
+}
+
+/// Opens the networks, in order; without any `--net`, a user-mode one. Cards without an address get
+/// one that depends on the VM's `name`, if it has one.
+///
+/// # Errors
+/// One line that names the network.
+pub fn open(nets: &[NetArg], name: Option<&str>) -> anyhow::Result<Vec<NetPort>> {
+    raise_file_limit();
+    let default = [NetArg::parse("user").expect("the default")];
+    let nets = if nets.is_empty() { &default } else { nets };
+    let mut ports = Vec::new();
+    for (index, net) in nets.iter().enumerate() {
+        let Some(backend) = net.open()? else { continue };
+        let mac = net.mac.unwrap_or_else(|| address(name, index));
+        ports.push(NetPort { mac, backend });
+    }
+    Ok(ports)
+}
+
+/// Every connection of a guest is an open file, and the usual limit is 1,024.
+fn raise_file_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        // Without it there are fewer connections.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+}
+
+/// The address of card `index` of the VM called `name`: the same for each run; of a VM without a
+/// name, another one each time.
+fn address(name: Option<&str>, index: usize) -> MacAddress {
+    let hash = match name {
+        // FNV-1a: it has to stay the same for ever.
+        Some(name) => name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }),
+        None => RandomState::new().hash_one(index),
+    };
+    let [a, b, c, d, ..] = hash.wrapping_add(index as u64).to_le_bytes();
+    // Locally administered (IEEE 802).
+    MacAddress([0x52, 0x46, a, b, c, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_follow_the_kind() {
+        let net = NetArg::parse("user,forward=tcp:2222:22,forward=udp:5353:53,mtu=1500").unwrap();
+        assert_eq!((net.forwards.len(), net.mtu), (2, Some(1500)));
+        let net = NetArg::parse("user,mac=52:46:00:00:00:01").unwrap();
+        assert_eq!(net.mac, Some(MacAddress([0x52, 0x46, 0, 0, 0, 1])));
+        for bad in [
+            "",
+            "bridge",
+            "switch",
+            "none,mac=52:46:00:00:00:01",
+            "user,mac=ff:ff:ff:ff:ff:ff",
+            "user,mtu=1279",
+            "user,mtu=65521",
+            "user,forward=80:80",
+            "user=x",
+            "tap,forward=tcp:1:2",
+            "user,color=red",
+        ] {
+            assert!(NetArg::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_named_vm_keeps_its_addresses() {
+        assert_eq!(address(Some("web"), 0), address(Some("web"), 0));
+        assert_ne!(address(Some("web"), 0), address(Some("web"), 1));
+        assert_ne!(address(Some("web"), 0), address(Some("wob"), 0));
+        assert!(!address(None, 0).is_multicast());
+    }
+
+    #[test]
+    fn none_is_no_card() {
+        let open = |text: &str| open(&[NetArg::parse(text).unwrap()], None).unwrap();
+        assert!(open("none").is_empty());
+        assert_eq!(open("user,mac=52:46:00:00:00:01")[0].mac.to_string(), "52:46:00:00:00:01");
+    }
+}

@@ -1,0 +1,22 @@
+//! Networks behind virtual network cards.
+//!
+//! A [`backend::NetBackend`] is what a guest's card is connected to. [`UserNet`] needs nothing of
+//! the host: it ends the guest's connections and goes on with the host's sockets.
+//!
+//! Neighbours: `virtio` has the card; `machine` connects the two; the command line makes networks.
+//!
+//! Invariants:
+//! - Frames of guests and of peers are hostile: what makes no sense is dropped and counted.
+//! - No method that a card calls waits for anybody.
+
+#![forbid(unsafe_code)]
+
+mod counters;
+mod error;
+mod frames;
+mod headers;
+mod queue;
+mod user;
+
+pub use error::NetworkError;
+pub use user::{Forward, SaveLeases, Transport, UserConfig, UserNet};
