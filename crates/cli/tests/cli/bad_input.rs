@@ -47,7 +47,6 @@ fn what_later_versions_do_is_refused_by_name() {
         &["--disk", "disk.img,overlay"][..],
         &["--disk", "disk.img,format=qcow2"],
         &["--net", "tap"],
-        &["--gdb", "localhost:1"],
         &["--platform", "xen-pvh"],
         &["--platform", "xen-pv"],
     ] {
