@@ -99,6 +99,7 @@ Options follow, separated by commas:
   forward=tcp:[ADDRESS:]HOSTPORT:GUESTPORT, or udp: a port of the host (of its loopback, unless an \
 ADDRESS is given) leads to the guest; of `user`
   mac=ADDRESS   Ethernet address of the card
+  filter=FILE   rules of a packet filter, in TOML, taken anew whenever the file changes
   mtu=BYTES     largest packet, 1280 to 65520; of `user`";
 
 /// Options of `run`.
@@ -141,6 +142,10 @@ pub struct RunArgs {
         long_help = NET_HELP
     )]
     pub nets: Vec<NetArg>,
+
+    /// File for all frames of the network cards, in the form of tcpdump (pcap)
+    #[arg(long, value_name = "F")]
+    pub capture: Option<PathBuf>,
 
     /// Memory of the guest
     #[arg(

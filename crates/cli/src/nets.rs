@@ -1,11 +1,19 @@
-//! `--net`: from its text to a network.
+//! `--net` and `--capture`: from their text to networks.
 
+use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
-use lifecycle::network::{Forward, UserConfig, UserNet};
+use anyhow::{Context, anyhow};
+use lifecycle::network::{Capture, CaptureFile, Filter, Forward, Rules, UserConfig, UserNet};
 use lifecycle::{MacAddress, NetBackend, NetPort};
+use rustix::fs::inotify;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::report;
 
 /// The value of one `--net`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +23,7 @@ pub struct NetArg {
     forwards: Vec<Forward>,
     mac: Option<MacAddress>,
     mtu: Option<u16>,
+    filter: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +48,14 @@ impl NetArg {
             Some(("switch", name)) if !name.is_empty() => Kind::Switch(name.to_owned()),
             _ => return Err("there are user, tap[=NAME], switch=NAME and none".to_owned()),
         };
-        let mut net =
-            Self { text: text.to_owned(), kind, forwards: Vec::new(), mac: None, mtu: None };
+        let mut net = Self {
+            text: text.to_owned(),
+            kind,
+            forwards: Vec::new(),
+            mac: None,
+            mtu: None,
+            filter: None,
+        };
         for option in parts {
             net.option(option)?;
         }
@@ -57,6 +72,9 @@ impl NetArg {
                     return Err(format!("{mac} is the address of a group, not of a card"));
                 }
                 self.mac = Some(mac);
+            }
+            Some(("filter", file)) if self.kind != Kind::None && !file.is_empty() => {
+                self.filter = Some(file.into());
             }
             Some(("mtu", mtu)) if is_user => {
                 let range = UserConfig::MIN_MTU..=UserConfig::MAX_MTU;
@@ -93,21 +111,86 @@ impl NetArg {
 }
 
 /// Opens the networks, in order; without any `--net`, a user-mode one. Cards without an address get
-/// one that depends on the VM's `name`, if it has one.
+/// one that depends on the VM's `name`, if it has one. `capture` is a file for all frames.
 ///
 /// # Errors
-/// One line that names the network.
-pub fn open(nets: &[NetArg], name: Option<&str>) -> anyhow::Result<Vec<NetPort>> {
+/// One line that names the network or the file.
+pub fn open(
+    nets: &[NetArg],
+    name: Option<&str>,
+    capture: Option<&Path>,
+) -> anyhow::Result<Vec<NetPort>> {
     raise_file_limit();
     let default = [NetArg::parse("user").expect("the default")];
     let nets = if nets.is_empty() { &default } else { nets };
+    let capture = capture.map(open_capture).transpose()?;
     let mut ports = Vec::new();
     for (index, net) in nets.iter().enumerate() {
-        let Some(backend) = net.open()? else { continue };
+        let Some(network) = net.open()? else { continue };
         let mac = net.mac.unwrap_or_else(|| address(name, index));
+        let mut backend = filtered(network, net, mac)?;
+        if let Some(file) = &capture {
+            backend = Arc::new(Capture::new(backend, Arc::clone(file)));
+        }
         ports.push(NetPort { mac, backend });
     }
     Ok(ports)
+}
+
+fn open_capture(path: &Path) -> anyhow::Result<Arc<CaptureFile>> {
+    let file = File::create(path).and_then(CaptureFile::new);
+    let file = file.with_context(|| format!("cannot write the capture {}", path.display()))?;
+    Ok(Arc::new(file))
+}
+
+/// A packet filter before `network`, with the rules that `net` names, or none.
+fn filtered(
+    network: Arc<dyn NetBackend>,
+    net: &NetArg,
+    mac: MacAddress,
+) -> anyhow::Result<Arc<dyn NetBackend>> {
+    let rules = net.filter.as_deref().map(read_rules).transpose()?;
+    let lease = (net.kind == Kind::User).then_some(UserConfig::FIRST_GUEST);
+    let filter = Arc::new(Filter::new(network, &rules.unwrap_or_default(), mac, lease));
+    if let Some(path) = &net.filter {
+        watch_rules(path, &filter)
+            .with_context(|| format!("cannot watch the rules {}", path.display()))?;
+    }
+    Ok(filter)
+}
+
+fn read_rules(path: &Path) -> anyhow::Result<Rules> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the rules {}", path.display()))?;
+    Rules::parse(&text).map_err(|error| anyhow!("in the rules {}, {error}", path.display()))
+}
+
+/// Has the filter take the rules whenever the file is written or replaced. Rules with a mistake are
+/// told of, and not taken.
+fn watch_rules(path: &Path, filter: &Arc<Filter>) -> anyhow::Result<()> {
+    let path = path.to_owned();
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    let changes = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, folder, changes)?;
+    let filter = Arc::downgrade(filter);
+    let reload = move || {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(watch, &mut buffer);
+        while let Ok(event) = events.next() {
+            let ours = event.file_name().map(|name| name.to_bytes())
+                == path.file_name().map(|name| name.as_encoded_bytes());
+            let Some(filter) = filter.upgrade() else { return };
+            if ours {
+                match read_rules(&path) {
+                    Ok(rules) => filter.replace(&rules),
+                    Err(error) => report::note(&format!("{error:#}; the old rules stay")),
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("filter rules".to_owned()).spawn(reload)?;
+    Ok(())
 }
 
 /// Every connection of a guest is an open file, and the usual limit is 1,024.
@@ -170,8 +253,22 @@ mod tests {
     }
 
     #[test]
+    fn rules_with_a_mistake_are_named_with_their_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rules.toml");
+        let arg = NetArg::parse(&format!("user,filter={}", path.display())).unwrap();
+        let refused = || match open(std::slice::from_ref(&arg), None, None) {
+            Ok(_) => panic!("it was opened"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(refused().contains("rules.toml"));
+        fs::write(&path, "\n[[rule]]\naction = \"explode\"").unwrap();
+        assert!(refused().contains("rules.toml, line 3, column 10"), "{}", refused());
+    }
+
+    #[test]
     fn none_is_no_card() {
-        let open = |text: &str| open(&[NetArg::parse(text).unwrap()], None).unwrap();
+        let open = |text: &str| open(&[NetArg::parse(text).unwrap()], None, None).unwrap();
         assert!(open("none").is_empty());
         assert_eq!(open("user,mac=52:46:00:00:00:01")[0].mac.to_string(), "52:46:00:00:00:01");
     }

@@ -84,7 +84,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     let engine = selected.engine;
     let debugger = args.gdb.as_ref().map(debug::Server::bind).transpose()?;
     let disks = disks::open(&args.disks)?;
-    let nets = nets::open(&args.nets, args.name.as_deref())?;
+    let nets = nets::open(&args.nets, args.name.as_deref(), args.capture.as_deref())?;
     let boot = boot_files::open(args)?;
     let (events, queue) = channel();
     let output = start_output(&events)?;

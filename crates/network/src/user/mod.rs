@@ -38,6 +38,7 @@ mod testing;
 mod tests;
 mod udp;
 
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,6 +91,8 @@ impl Default for UserConfig {
 }
 
 impl UserConfig {
+    /// The address that the first guest gets.
+    pub const FIRST_GUEST: Ipv4Addr = plan::FIRST_GUEST;
     /// The smallest MTU: IPv6 demands it (RFC 8200 5).
     pub const MIN_MTU: u16 = 1280;
     /// The largest MTU: what a virtio network card can say, less what some drivers add.

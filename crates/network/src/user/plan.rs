@@ -17,6 +17,8 @@ use backend::MacAddress;
 
 use super::resolver::Resolver;
 
+/// The address that the first guest gets.
+pub(super) const FIRST_GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// Length of the IPv6 prefix.
 pub(super) const PREFIX_LEN: u8 = 64;
 /// Port of name servers.
@@ -51,7 +53,7 @@ impl Default for Plan {
             mask: Ipv4Addr::new(255, 255, 255, 0),
             gateway: host(2),
             dns: host(3),
-            guests: (host(15), host(254)),
+            guests: (FIRST_GUEST, host(254)),
             prefix: host6(0),
             gateway6: host6(2),
             link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),

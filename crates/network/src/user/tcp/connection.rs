@@ -164,6 +164,8 @@ impl Connection {
                 if !rustix::net::getpeername(&self.socket).is_ok_and(|peer| peer.is_some()) {
                     return Verdict::Keep;
                 }
+                // The peer may have sent something already, of which no other event tells.
+                self.readable = true;
                 self.state = State::SynReceived;
                 self.next = self.next.wrapping_add(1);
                 self.send_syn(env);

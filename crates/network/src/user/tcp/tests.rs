@@ -147,6 +147,22 @@ fn the_host_may_close_first() {
 }
 
 #[test]
+fn a_host_that_speaks_first_is_heard() {
+    let guest = Guest::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut conn = Conn::ask(&guest, listener.local_addr().unwrap().port());
+    // Connection and data come as one event, most of the time.
+    let held = guest.net.shared.nat();
+    let (mut host, _) = listener.accept().unwrap();
+    host.write_all(b"first").unwrap();
+    drop(held);
+    let syn = conn.got();
+    conn.ack = syn.seq.wrapping_add(1);
+    conn.send(ACK, &[]);
+    assert_eq!(conn.got().payload, b"first");
+}
+
+#[test]
 fn nobody_listens() {
     let guest = Guest::new();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
