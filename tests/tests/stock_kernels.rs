@@ -22,10 +22,11 @@ const BOOT: Duration = Duration::from_secs(400);
 const WORK: &str = "echo SUM $(seq 1 20000 | md5sum)
 echo FLOAT $(awk 'BEGIN { for (i = 1; i < 2000; i++) s += i * 1.5 / (i + 1); printf \"%.9e\", s }')
 echo CLOCK $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+echo EXPRESS $(wc -c </sys/bus/pci/devices/0000:00:01.0/config)
 echo MEMORY $(awk '/MemTotal/ { print ($2 > 200000) }' /proc/meminfo)";
 
-const RESULTS: [&str; 3] =
-    ["SUM e071f707df7bbeee2a6a1eb48011ddd0", "FLOAT 2.987732448e+03", "MEMORY 1"];
+const RESULTS: [&str; 4] =
+    ["SUM e071f707df7bbeee2a6a1eb48011ddd0", "FLOAT 2.987732448e+03", "EXPRESS 4096", "MEMORY 1"];
 
 /// The same for several vCPUs: all take part, each can be taken out and put back, and programs on
 /// all of them compute what they should.

@@ -2,12 +2,15 @@
 //!
 //! A [`ConfigSpace`] is 256 bytes, of which software may change those bits that the function has
 //! declared writable. Sizing of BARs needs nothing more: the bits below a BAR's size are not
-//! writable. There is no extended configuration space; its addresses read as all-ones.
+//! writable. Extended configuration space is empty where a function has it
+//! ([`ConfigSpace::add_express_endpoint`]); where it has not, its addresses read as all-ones.
 
 use crate::{command, register};
 
 /// Bytes of a configuration space.
 const SIZE: usize = 256;
+/// The same with extended configuration space.
+const EXTENDED_SIZE: usize = 4096;
 /// Where capabilities begin, behind the header.
 const FIRST_CAPABILITY: u8 = 0x40;
 const REVISION: usize = 0x08;
@@ -74,6 +77,8 @@ pub struct ConfigSpace {
     /// Where the next capability goes, and the offset of the pointer to it.
     next_capability: u8,
     last_link: usize,
+    /// There is extended configuration space.
+    extended: bool,
 }
 
 impl ConfigSpace {
@@ -86,6 +91,7 @@ impl ConfigSpace {
             bars: [None; 6],
             next_capability: FIRST_CAPABILITY,
             last_link: CAPABILITIES,
+            extended: false,
         };
         space.define(0, &identity.vendor.to_le_bytes());
         space.define(2, &identity.device.to_le_bytes());
@@ -165,10 +171,20 @@ impl ConfigSpace {
         self.writable[at..at + mask.len()].copy_from_slice(mask);
     }
 
+    /// Adds extended configuration space.
+    pub(crate) fn extend(&mut self) {
+        self.extended = true;
+    }
+
     /// Reads; beyond the space all-ones.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         for (at, byte) in (usize::from(offset)..).zip(data) {
-            *byte = self.bytes.get(at).copied().unwrap_or(0xff);
+            *byte = match self.bytes.get(at) {
+                Some(byte) => *byte,
+                // A header of zeros: there is no extended capability (PCI Express Base 4.0, 7.6.1).
+                None if self.extended && at < EXTENDED_SIZE => 0,
+                None => 0xff,
+            };
         }
     }
 

@@ -22,6 +22,7 @@
 
 mod address;
 mod config;
+mod express;
 mod firmware;
 mod intx;
 mod msix;

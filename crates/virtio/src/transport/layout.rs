@@ -91,6 +91,7 @@ pub(super) fn function(kind: DeviceKind, queues: u16) -> (ConfigSpace, Msix, Lay
     writable[usize::from(window::BAR) - 2] = 0xff;
     writable[usize::from(window::OFFSET) - 2..].fill(0xff);
     let window = add(cfg_type::PCI, 0, 0, &[0; 4], &writable);
+    config.add_express_endpoint();
     (config, msix, Layout { window })
 }
 
