@@ -1,5 +1,5 @@
 //! Guests with several vCPUs: the stress program of `guests/stress` under a stock kernel, compared
-//! with the host round by round, and a triple fault of a vCPU that another has started.
+//! with the host round by round, stolen time, and a triple fault of a vCPU that another has started.
 //!
 //! `STRESS_ROUNDS` says how many rounds (1), `STRESS_SEED` which. `cargo xtask stress` does the same
 //! for as long as one likes.
@@ -14,7 +14,7 @@ use interpreter::Interpreter;
 use lifecycle::Outcome;
 use ringfence_tests::bare;
 use ringfence_tests::settings::number;
-use ringfence_tests::stock::{Form, boot_files_with};
+use ringfence_tests::stock::{Form, boot_files, boot_files_with};
 use ringfence_tests::vm::Setup;
 use translator::{Options, Translator};
 use workload::stress::{Comparison, Extent, GUEST_PATH, Plan, program};
@@ -42,6 +42,34 @@ fn stress(engine: Arc<dyn Engine>, cpus: u32) {
 
 fn translator() -> Arc<dyn Engine> {
     Arc::new(Translator::new().expect("a host with BMI2 and AVX2"))
+}
+
+/// More vCPUs than cores wait for each other, and a stock kernel knows how long.
+fn told_of_stolen_time(engine: Arc<dyn Engine>) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+    let cpus = (cores + 2).min(16);
+    let script = format!(
+        "for n in $(seq {cpus}); do (n=0; while [ $n -lt 10000 ]; do n=$((n + 1)); done) & done
+wait
+echo STOLEN $(awk '/^cpu / {{ print $9 }}' /proc/stat)"
+    );
+    let Some(files) = boot_files(Flavour::Cloud, Form::Pvh, &script) else { return };
+    let guest = Setup::new(engine, 512, files).cpus(cpus).cmdline("console=ttyS0 quiet").start();
+    assert_eq!(guest.end(LIMIT), Outcome::PoweredOff, "{}", guest.last_lines());
+    let text = guest.text();
+    let stolen = text.lines().find_map(|line| line.trim().strip_prefix("STOLEN "));
+    let stolen: u64 = stolen.and_then(|ticks| ticks.parse().ok()).expect("a number of ticks");
+    assert!(stolen > 0, "{text}");
+}
+
+#[test]
+fn stolen_time_is_told_by_the_interpreter() {
+    told_of_stolen_time(Arc::new(Interpreter::new()));
+}
+
+#[test]
+fn stolen_time_is_told_by_the_translator() {
+    told_of_stolen_time(translator());
 }
 
 #[test]

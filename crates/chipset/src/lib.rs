@@ -8,7 +8,7 @@
 //! has to come by itself, so an idle guest costs nothing.
 //!
 //! Key types: [`Uart`], [`Pic`], [`Pit`], [`IoApic`] with [`IsaLine`], [`AcpiPm`], [`KvmClock`],
-//! [`Rtc`], [`I8042`], [`FwCfg`], [`DebugExit`].
+//! [`StealTime`], [`Rtc`], [`I8042`], [`FwCfg`], [`DebugExit`].
 //!
 //! Neighbours: `device` and `backend` hold the contracts, `state` the saved form; `machine` builds
 //! the devices, routes accesses to them and gives them clocks, timers and lines; `boot` describes
@@ -24,6 +24,7 @@ mod hammer;
 mod i8042;
 mod ioapic;
 mod kvm_clock;
+mod kvm_steal;
 mod pic;
 mod pit;
 mod ports;
@@ -38,6 +39,7 @@ pub use fw_cfg::{DmaMemory, FwCfg, FwCfgItems, MAX_TRANSFER};
 pub use i8042::I8042;
 pub use ioapic::{IoApic, IsaLine};
 pub use kvm_clock::{CpuidLeaf, GuestMemoryWriter, GuestTsc, KvmClock};
+pub use kvm_steal::{StealTime, StolenTime};
 pub use pic::Pic;
 pub use pit::Pit;
 pub use rtc::{MemorySize, Rtc};

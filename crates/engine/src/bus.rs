@@ -53,6 +53,10 @@ pub trait CpuBus: Send + Sync {
     /// The interrupt-acknowledge cycle to the 8259A for an ExtINT: its vector.
     fn acknowledge_extint(&self) -> u8;
 
+    /// The timer of `vcpu`'s local APIC has fired; called on the vCPU's thread. Whoever keeps an
+    /// account for the guest brings it up to date.
+    fn timer_fired(&self, _vcpu: u32) {}
+
     /// The guest's real time, which the TSC follows.
     fn clock(&self) -> &dyn GuestClock;
 }

@@ -186,6 +186,7 @@ impl InterpreterVcpu {
             let now = self.cpu.tsc(bus);
             if deadline <= now {
                 self.cpu.apic.tick(now);
+                bus.timer_fired(self.cpu.index);
             }
         }
     }

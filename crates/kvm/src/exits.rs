@@ -23,7 +23,7 @@ impl KvmVcpu {
         if self.handover.is_some() {
             return Ok(());
         }
-        self.serve_timer()?;
+        self.serve_timer(bus)?;
         self.arrange_interrupt(bus)?;
         if self.waker.is_kicked() {
             return Ok(());
@@ -92,12 +92,15 @@ impl KvmVcpu {
     }
 
     /// Lets the APIC's timer fire when it is due, and sets the alarm for when it will be.
-    fn serve_timer(&mut self) -> Result<(), EngineError> {
+    fn serve_timer(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
         let distance = match self.apic.deadline() {
             None => None,
-            Some(_) => {
+            Some(due) => {
                 let now = self.handle.tsc()?;
                 self.apic.tick(now);
+                if due <= now {
+                    bus.timer_fired(self.index);
+                }
                 self.apic.deadline().map(|at| self.scale.ticks_to_ns(at.saturating_sub(now)))
             }
         };

@@ -291,7 +291,8 @@ struct Builder(Parts);
 impl Builder {
     fn new(config: VmConfig, profile: CpuProfile, memory: Option<File>) -> Result<Self, VmError> {
         let VmConfig { spec, engine, boot, console, disks, nets, policy } = config;
-        let host = HostSide { boot, disks, nets, memory, ..HostSide::new(console) };
+        let steal = true;
+        let host = HostSide { boot, disks, nets, memory, steal, ..HostSide::new(console) };
         let mut machine = Machine::new(spec, profile, host)?;
         let vcpus = machine.create_vcpus(&*engine)?;
         let channel = channel();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chipset::{IoApic, KvmClock, Pic};
+use chipset::{IoApic, KvmClock, Pic, StealTime};
 use device::{Answer, GuestClock, Width};
 use engine::{CpuBus, HypercallFrame};
 use lapic::{Fabric, Ipi};
@@ -31,6 +31,7 @@ pub(crate) struct PcBus {
     pub(crate) pic: Arc<Pic>,
     pub(crate) io_apic: Arc<IoApic>,
     pub(crate) kvm_clock: Arc<KvmClock>,
+    pub(crate) steal_time: Option<Arc<StealTime>>,
 }
 
 impl CpuBus for PcBus {
@@ -53,14 +54,20 @@ impl CpuBus for PcBus {
     }
 
     fn msr_read(&self, vcpu: u32, msr: u32) -> Answer<u64> {
-        match self.kvm_clock.msr_read(vcpu as usize, msr) {
+        let vcpu = vcpu as usize;
+        let stolen = || self.steal_time.as_ref()?.msr_read(vcpu, msr);
+        match self.kvm_clock.msr_read(vcpu, msr).or_else(stolen) {
             Some(value) => Answer::Done(value),
             None => Answer::Fault,
         }
     }
 
     fn msr_write(&self, vcpu: u32, msr: u32, value: u64) -> Answer<()> {
-        match self.kvm_clock.msr_write(vcpu as usize, msr, value) {
+        let vcpu = vcpu as usize;
+        let steal_time = self.steal_time.as_ref();
+        match self.kvm_clock.msr_write(vcpu, msr, value)
+            || steal_time.is_some_and(|steal| steal.msr_write(vcpu, msr, value))
+        {
             true => Answer::Done(()),
             false => Answer::Fault,
         }
@@ -89,6 +96,12 @@ impl CpuBus for PcBus {
 
     fn acknowledge_extint(&self) -> u8 {
         self.pic.acknowledge()
+    }
+
+    fn timer_fired(&self, vcpu: u32) {
+        if let Some(steal_time) = &self.steal_time {
+            steal_time.update(vcpu as usize);
+        }
     }
 
     fn clock(&self) -> &dyn GuestClock {

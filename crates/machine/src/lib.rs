@@ -6,7 +6,7 @@
 //! `lifecycle`, which also decides when time passes and when the machine is reset or saved.
 //!
 //! Parts: [`PortMap`] and [`MmioMap`] route accesses, [`VmClock`] and [`TimerThread`] are time,
-//! `pc` and `pci_bus` are the wiring, `cpu_bus` what vCPUs see, `save` the machine's own sections, [`host`] what
+//! `pc` and `pci_bus` are the wiring, `cpu_bus` what vCPUs see, `save` the machine's own sections, `stolen` what the host takes from vCPUs, [`host`] what
 //! the host offers, [`EngineChoice`] which engine executes.
 //!
 //! Neighbours: `chipset`, `pci`, `virtio`, `storage` and `boot` are the parts, `interpreter` the engine; `lifecycle` drives.
@@ -32,6 +32,7 @@ mod pc;
 mod pci_bus;
 mod save;
 mod spec;
+mod stolen;
 mod timers;
 
 pub use boot_files::{BootFiles, NamedFile};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use backend::{ConsoleInput, ConsoleOutput, Counter, Disk, NetBackend};
 use boot::MemoryMap;
-use chipset::KvmClock;
+use chipset::{KvmClock, StealTime};
 use device::{GuestClock, WallClock};
 use engine::{CpuBus, CpuProfile, Engine, Rendezvous, TscScale, Vcpu, VcpuConfig, VcpuState};
 use lapic::{Fabric, LocalApic, LocalApicConfig, Mailbox};
@@ -56,14 +56,17 @@ pub struct HostSide {
     pub wall: Arc<dyn WallClock>,
     /// The first content of guest RAM, to be mapped ([`GuestRam::map`]); without, it is zero.
     pub memory: Option<File>,
+    /// The guest is told how long its vCPUs waited for cores of the host (KVM's steal time): no two
+    /// runs are the same then.
+    pub steal: bool,
 }
 
 impl HostSide {
-    /// Nothing but a console, and the host's wall clock.
+    /// Nothing but a console, and the host's wall clock; steal time is not told.
     pub fn new(console: Arc<dyn ConsoleOutput>) -> Self {
         let (disks, nets) = (Vec::new(), Vec::new());
         let wall = Arc::new(HostWallClock);
-        Self { boot: None, console, disks, nets, wall, memory: None }
+        Self { boot: None, console, disks, nets, wall, memory: None, steal: false }
     }
 }
 
@@ -123,13 +126,14 @@ impl Machine {
         mut profile: CpuProfile,
         host: HostSide,
     ) -> Result<Self, MachineError> {
-        let HostSide { boot, console, disks, nets, wall, memory } = host;
+        let HostSide { boot, console, disks, nets, wall, memory, steal } = host;
         check_disks(&spec.disks, &disks)?;
         check_nets(&spec.nets, &nets)?;
         let networks = nets.iter().map(|port| Arc::clone(&port.backend)).collect();
         for (leaf, [mut eax, ebx, ecx, edx]) in KvmClock::cpuid(profile.tsc_khz()) {
-            if leaf == cpu_bus::KVM_FEATURES && spec.cpus > 1 {
-                eax |= cpu_bus::KVM_FEATURE_PV_UNHALT;
+            if leaf == cpu_bus::KVM_FEATURES {
+                eax |= if spec.cpus > 1 { cpu_bus::KVM_FEATURE_PV_UNHALT } else { 0 };
+                eax |= if steal { StealTime::FEATURE } else { 0 };
             }
             profile.set_leaf(leaf, 0, Answer { eax, ebx, ecx, edx });
         }
@@ -155,6 +159,7 @@ impl Machine {
             console,
             disks,
             nets,
+            steal,
         })?;
         let profile = Arc::new(profile);
         let power_on = Vec::new();

@@ -24,7 +24,7 @@ use boot::MemoryMap;
 use boot::acpi::{AcpiSpec, IoApicSpec};
 use chipset::{
     AcpiPm, DebugExit, FwCfg, GuestMemoryWriter, GuestTsc, I8042, IoApic, IsaLine, KvmClock,
-    MemorySize, Pic, Pit, Rtc, Uart,
+    MemorySize, Pic, Pit, Rtc, StealTime, Uart,
 };
 use device::{
     Answer, Device, GuestClock, InterruptLine, MsiSender, Nanos, PortIo, Timers, WallClock, Width,
@@ -37,6 +37,7 @@ use pci::Root;
 use crate::cpu_bus::PcBus;
 use crate::listening::ListeningUart;
 use crate::pci_bus::{self, BusSurroundings, PciBus};
+use crate::stolen::HostStolenTime;
 use crate::{MachineError, MachineSpec, MmioMap, NetPort, PortMap, VmClock, fw_cfg};
 
 /// What the devices are connected to.
@@ -52,6 +53,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) console: Arc<dyn ConsoleOutput>,
     pub(crate) disks: Vec<Arc<dyn Disk>>,
     pub(crate) nets: Vec<NetPort>,
+    pub(crate) steal: bool,
 }
 
 /// The devices of a PC.
@@ -90,6 +92,12 @@ impl Pc {
             Arc::new(Tsc(tsc)),
         ));
 
+        let steal_time = around.steal.then(|| {
+            let memory = Arc::new(Memory(Arc::clone(ram)));
+            let stolen = Arc::new(HostStolenTime::new(spec.cpus));
+            Arc::new(StealTime::new(spec.cpus as usize, memory, stolen))
+        });
+
         let mut ports = PortMap::default();
         claim(&mut ports, "pic", &Pic::PORTS, &pic)?;
         claim(&mut ports, "pit", &Pit::PORTS, &pit)?;
@@ -124,6 +132,9 @@ impl Pc {
         ];
         let board = board.into_iter().map(|(instance, device)| (instance.into(), device));
         let mut devices: Vec<_> = board.chain(pci.devices.iter().cloned()).collect();
+        if let Some(steal_time) = &steal_time {
+            devices.push(("0".into(), Arc::clone(steal_time) as _));
+        }
         if spec.debug_exit {
             let debug_exit = Arc::new(DebugExit);
             let range = (DebugExit::PORT, DebugExit::PORTS);
@@ -132,7 +143,8 @@ impl Pc {
         }
         let fabric = Arc::clone(fabric);
         let clock = Arc::clone(clock);
-        let bus = Arc::new(PcBus { clock, ports, mmio, fabric, pic, io_apic, kvm_clock });
+        let bus =
+            Arc::new(PcBus { clock, ports, mmio, fabric, pic, io_apic, kvm_clock, steal_time });
         Ok(Self { bus, console, acpi, pci, devices })
     }
 
@@ -227,7 +239,7 @@ impl InterruptLine for Intr {
     }
 }
 
-/// Guest RAM for the KVM clock.
+/// Guest RAM for the KVM clock and steal time.
 struct Memory(Arc<GuestRam>);
 
 impl GuestMemoryWriter for Memory {

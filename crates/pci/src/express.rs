@@ -12,7 +12,7 @@ const ID: u8 = 0x10;
 const BODY: usize = 0x3c - 2;
 
 /// Offsets of registers behind id and link.
-const CAPABILITIES: usize = 0x02 - 2;
+const CAPABILITIES: usize = 0;
 const DEVICE_CAPABILITIES: usize = 0x04 - 2;
 const DEVICE_CONTROL: usize = 0x08 - 2;
 const DEVICE_CAPABILITIES_2: usize = 0x24 - 2;

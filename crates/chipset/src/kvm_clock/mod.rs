@@ -7,7 +7,7 @@
 //! vCPUs agree (PVCLOCK_TSC_STABLE_BIT) and the structures never need an update while the VM
 //! runs. After a restore the machine calls [`KvmClock::refresh`].
 //!
-//! Only the clock is offered, none of KVM's other paravirtual features.
+//! Of KVM's other paravirtual features `kvm_steal` is one more; docs/paravirtual.md has the rest.
 //!
 //! Neighbours: `machine` routes MSR accesses here, merges [`KvmClock::cpuid`] into the CPU profile
 //! and lends guest memory as a [`GuestMemoryWriter`] and the TSC as a [`GuestTsc`].
