@@ -345,7 +345,8 @@ impl Cpu {
         if self.apic.mmio_window() == Some(page) {
             return Ok(Place::Device(found.gpa));
         }
-        let Some(ram) = self.ram.translate(Gpa(page), PAGE) else {
+        let reached = self.ram.is_reached(Gpa(page), usage == Use::Write);
+        let Some(ram) = self.ram.translate(Gpa(page), PAGE).filter(|_| reached) else {
             return Ok(Place::Device(found.gpa));
         };
         if usage == Use::Write {

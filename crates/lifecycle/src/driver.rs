@@ -348,6 +348,13 @@ impl Driver {
                 }
                 ended
             }
+            Verdict::Reconfigure => self.halt().or_else(|| {
+                let failed = self.forget_translations();
+                if failed.is_none() {
+                    self.go();
+                }
+                failed
+            }),
             Verdict::Reset => self.halt().or_else(|| self.reboot()),
             Verdict::End(outcome) => Some(outcome),
         }
@@ -363,8 +370,9 @@ impl Driver {
             Err(cause) => return Verdict::End(Outcome::Failed(format!("vCPU {vcpu}: {cause}"))),
         };
         match exit {
-            // A kick that came too late, or a vCPU that parked so that addresses could change.
-            VcpuExit::Paused | VcpuExit::Stop(StopReason::Reconfigure) => Verdict::Continue,
+            // A kick that came too late.
+            VcpuExit::Paused => Verdict::Continue,
+            VcpuExit::Stop(StopReason::Reconfigure) => Verdict::Reconfigure,
             VcpuExit::BudgetSpent => Verdict::Pause,
             VcpuExit::Stop(StopReason::PowerOff) => Verdict::End(Outcome::PoweredOff),
             VcpuExit::Stop(StopReason::DebugExit { value }) => {
@@ -387,6 +395,13 @@ impl Driver {
             },
             other => Verdict::End(Outcome::Failed(format!("vCPU {vcpu}: unexpected {other:?}"))),
         }
+    }
+
+    /// What is at which guest-physical address has changed: restoring a vCPU empties its TLB. All
+    /// is parked.
+    fn forget_translations(&self) -> Option<Outcome> {
+        let renewed = self.vcpus.iter().try_for_each(|vcpu| vcpu.restore(vcpu.save()?));
+        renewed.err().map(|error| Outcome::Failed(error.to_string()))
     }
 
     fn reboot(&mut self) -> Option<Outcome> {
@@ -460,11 +475,12 @@ impl Driver {
 
     /// Does what vCPUs asked for in the moment when they were parked.
     fn settle(&mut self, verdicts: Vec<Verdict>) -> Option<Outcome> {
-        let mut reset = false;
+        let (mut reset, mut reconfigure) = (false, false);
         for verdict in verdicts {
             match verdict {
                 Verdict::End(outcome) => return Some(outcome),
                 Verdict::Reset => reset = true,
+                Verdict::Reconfigure => reconfigure = true,
                 Verdict::Tell(notice) => {
                     self.note_shown(&notice);
                     self.tell(notice);
@@ -473,7 +489,7 @@ impl Driver {
             }
         }
         if !reset {
-            return None;
+            return if reconfigure { self.forget_translations() } else { None };
         }
         self.reset().err().map(|error| Outcome::Failed(error.to_string()))
     }
@@ -640,6 +656,8 @@ enum Verdict {
     Pause,
     /// Pause, and tell the debugger why.
     Tell(DebugNotice),
+    /// Addresses have changed.
+    Reconfigure,
     Reset,
     End(Outcome),
 }

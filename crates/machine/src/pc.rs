@@ -117,7 +117,7 @@ impl Pc {
         claim_wide(&mut ports, "fw-cfg", &[FwCfg::PORTS], &fw_cfg)?;
         let mut mmio = MmioMap::default();
         mmio.insert("io-apic", IoApic::BASE, IoApic::SIZE, Arc::clone(&io_apic) as _)?;
-        pci.claim(&mut mmio, map)?;
+        pci.claim(&mut mmio, map, ram)?;
 
         let board: Vec<(&'static str, Arc<dyn Device>)> = vec![
             ("0", Arc::clone(&pic) as _),

@@ -18,11 +18,12 @@ use backend::{Disk, HostEntropy};
 use boot::MemoryMap;
 use boot::acpi::PciSpec;
 use chipset::{AcpiPm, IoApic, Pic};
-use device::{Device, InterruptLine, MsiSender, Width};
+use device::{Answer, Device, InterruptLine, Mmio, MsiSender, Width};
 use lapic::Fabric;
-use memory::GuestRam;
+use memory::{Gpa, GuestRam};
 use pci::{
-    Address, Assignment, Function, HostBridge, LpcBridge, PIRQS, Root, SharedLine, Window, pirq,
+    Address, Assignment, Function, HostBridge, LpcBridge, PIRQS, Root, ShadowRam, SharedLine,
+    Window, pirq,
 };
 use virtio::{Block, Dma, Entropy, Net, NetCounters, VirtioDevice, VirtioPci};
 
@@ -43,6 +44,9 @@ const FIRST_PIRQ_GSI: u8 = 16;
 const FREE_PIC_IRQS: [u8; 8] = [3, 5, 6, 7, 10, 11, 14, 15];
 /// End of the guest-physical addresses (Intel SDM vol. 3A 4.1.4: at most 52 bits).
 const ADDRESS_SPACE: u64 = 1 << 52;
+/// The area whose RAM the PAM registers protect.
+const ROM_AREA: u64 = 0xc_0000;
+const ROM_AREA_LEN: u64 = 0x4_0000;
 /// The ELCR of the second PIC: triggers of interrupts 8 to 15.
 const ELCR: u16 = 0x4d1;
 
@@ -76,7 +80,7 @@ impl PciBus {
     /// Builds the bus with a disk for each of `disks` and a network card for each of `nets`, in
     /// order.
     pub(crate) fn new(around: &BusSurroundings<'_>) -> Result<Self, MachineError> {
-        let host = Arc::new(HostBridge::new());
+        let host = Arc::new(HostBridge::with_shadow(Arc::new(RomArea::new(around.ram))));
         let lpc = Arc::new(lpc_bridge(around.pic, around.io_apic));
         let mut bus = Population::new(around, &lpc);
         let entropy = HostEntropy::open()
@@ -105,8 +109,15 @@ impl PciBus {
     }
 
     /// Leads all addresses to the bus that nobody else has.
-    pub(crate) fn claim(&self, mmio: &mut MmioMap, map: &MemoryMap) -> Result<(), MachineError> {
+    pub(crate) fn claim(
+        &self,
+        mmio: &mut MmioMap,
+        map: &MemoryMap,
+        ram: &Arc<GuestRam>,
+    ) -> Result<(), MachineError> {
         let low = (map.low_end(), MemoryMap::PCI_MEMORY + MemoryMap::PCI_MEMORY_LEN);
+        let rom_area = Arc::new(RomArea::new(ram));
+        mmio.insert("rom-area", ROM_AREA, ROM_AREA_LEN, rom_area)?;
         for (first, end) in [low, (map.high_end(), ADDRESS_SPACE)] {
             let window = Arc::new(Window::new(&self.root, first));
             mmio.insert("pci", first, end - first, window)?;
@@ -135,6 +146,39 @@ pub(crate) fn acpi_spec(map: &MemoryMap) -> PciSpec {
         high_memory: (map.pci_high_memory(), MemoryMap::PCI_HIGH_MEMORY_LEN),
         interrupts: lines.map(|line| u32::from(FIRST_PIRQ_GSI) + line as u32),
         pic_interrupts: lines.map(|line| u32::from(LpcBridge::PIC_IRQS[line % 4 / 2])),
+    }
+}
+
+/// The area below 1 MiB where ROMs would be. Accesses of vCPUs come here where the PAM registers
+/// keep them from RAM, and where they let writes through but not reads.
+struct RomArea(Arc<GuestRam>);
+
+impl RomArea {
+    fn new(ram: &Arc<GuestRam>) -> Self {
+        Self(Arc::clone(ram))
+    }
+}
+
+impl ShadowRam for RomArea {
+    fn set(&self, unreadable: u16, unwritable: u16) -> bool {
+        self.0.set_shadow(unreadable, unwritable)
+    }
+}
+
+/// There are no ROMs: what does not reach RAM reaches nobody.
+impl Mmio for RomArea {
+    fn mmio_read(&self, _offset: u64, data: &mut [u8]) -> Answer<()> {
+        data.fill(0xff);
+        Answer::Done(())
+    }
+
+    fn mmio_write(&self, offset: u64, data: &[u8]) -> Answer<()> {
+        let gpa = Gpa(ROM_AREA + offset);
+        if self.0.is_shadow_writable(gpa) {
+            // The area is RAM in every machine; one without would lose the write.
+            let _ = self.0.write(gpa, data);
+        }
+        Answer::Done(())
     }
 }
 

@@ -19,6 +19,7 @@
 mod pages;
 mod ram;
 mod scalar;
+mod shadow;
 mod window;
 
 pub use pages::{DirtyConsumer, WriteHook};

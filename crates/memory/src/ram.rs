@@ -9,6 +9,7 @@ use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::pages::{CODE, HOOKED, Pages};
+use crate::shadow::Shadow;
 use crate::window::Window;
 use crate::{DirtyConsumer, Gpa, PAGE_SIZE, RamOffset, Scalar, WriteHook};
 
@@ -94,6 +95,7 @@ pub struct GuestRam {
     regions: Vec<Region>,
     pages: Pages,
     hook: RwLock<Option<Arc<dyn WriteHook>>>,
+    shadow: Shadow,
 }
 
 impl GuestRam {
@@ -144,7 +146,27 @@ impl GuestRam {
         let window =
             window(offset).map_err(|cause| MemoryError::NoHostMemory { bytes: offset, cause })?;
         let pages = Pages::new((offset / PAGE_SIZE) as usize);
-        Ok(Self { window, regions, pages, hook: RwLock::new(None) })
+        let shadow = Shadow::default();
+        Ok(Self { window, regions, pages, hook: RwLock::new(None), shadow })
+    }
+
+    /// Says of each of the sixteen segments of 16 KiB from 0xc0000 on which accesses of vCPUs do not
+    /// reach RAM (bit 0 is the first segment); whether that is a change. vCPUs may know the old
+    /// rights until their TLBs are flushed.
+    pub fn set_shadow(&self, unreadable: u16, unwritable: u16) -> bool {
+        self.shadow.set(unreadable, unwritable)
+    }
+
+    /// Whether a vCPU's access to the page at `gpa`, which is RAM, reaches it. One that does not is
+    /// the bus's, and so is every access where reads do not.
+    #[inline]
+    pub fn is_reached(&self, gpa: Gpa, write: bool) -> bool {
+        self.shadow.lets_through(gpa.0, write)
+    }
+
+    /// Whether a vCPU's write to `gpa` that came to the bus is RAM's.
+    pub fn is_shadow_writable(&self, gpa: Gpa) -> bool {
+        self.shadow.is_writable(gpa.0)
     }
 
     /// The RAM regions, in the order given.

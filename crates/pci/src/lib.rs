@@ -34,7 +34,7 @@ pub use config::{Bar, ConfigSpace, Identity, MappedBar};
 pub use firmware::Assignment;
 pub use intx::SharedLine;
 pub use msix::{Msix, MsixCapability, SavedVector};
-pub use q35::{HostBridge, LpcBridge, PIRQS, pirq};
+pub use q35::{HostBridge, LpcBridge, PIRQS, ShadowRam, pirq};
 pub use root::{Function, Root, Window};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

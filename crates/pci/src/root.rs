@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use device::{Answer, Device, Mmio, PortIo, Width};
+use device::{Answer, Device, Mmio, PortIo, StopCause, Width};
 use serde::{Deserialize, Serialize};
 use state::{Persist, Saved, Section, StateError};
 
@@ -97,10 +97,13 @@ impl Root {
     }
 
     /// Writes a register; nobody ignores it.
-    pub fn config_write(&self, address: Address, offset: u16, data: &[u8]) {
-        if let Some(function) = self.functions.get(&address) {
-            function.config_write(offset, data);
-            self.remap();
+    pub fn config_write(&self, address: Address, offset: u16, data: &[u8]) -> Answer<()> {
+        let Some(function) = self.functions.get(&address) else { return Answer::Done(()) };
+        function.config_write(offset, data);
+        self.remap();
+        match self.host.take_change() {
+            true => Answer::StopAfterInstruction((), StopCause::Reconfigure),
+            false => Answer::Done(()),
         }
     }
 
@@ -114,12 +117,15 @@ impl Root {
     }
 
     /// Writes 1 to 8 bytes of memory; nobody ignores it.
-    pub fn memory_write(&self, gpa: u64, data: &[u8]) {
+    pub fn memory_write(&self, gpa: u64, data: &[u8]) -> Answer<()> {
         match self.find(gpa, data.len()) {
-            Place::Config(Some(address), offset) => self.config_write(address, offset, data),
+            Place::Config(Some(address), offset) => {
+                return self.config_write(address, offset, data);
+            }
             Place::Bar(function, bar, offset) => function.bar_write(bar, offset, data),
             Place::Config(None, _) | Place::Nobody => {}
         }
+        Answer::Done(())
     }
 
     /// Makes the map anew. The functions are asked while it is locked, so that whoever comes last
@@ -182,7 +188,8 @@ impl PortIo for Root {
         if (port, width) == (CONFIG_ADDRESS, Width::Dword) {
             self.address.store(value & ADDRESS_BITS, Ordering::Relaxed);
         } else if let Some((address, register)) = self.selected(port) {
-            self.config_write(address, register, &value.to_le_bytes()[..width.bytes().into()]);
+            let data = &value.to_le_bytes()[..width.bytes().into()];
+            return self.config_write(address, register, data);
         }
         Answer::Done(())
     }
@@ -208,8 +215,7 @@ impl Mmio for Window {
     }
 
     fn mmio_write(&self, offset: u64, data: &[u8]) -> Answer<()> {
-        self.root.memory_write(self.base.wrapping_add(offset), data);
-        Answer::Done(())
+        self.root.memory_write(self.base.wrapping_add(offset), data)
     }
 }
 

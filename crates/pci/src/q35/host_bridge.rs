@@ -1,11 +1,11 @@
 //! The host bridge, 8086:29c0 at 00:00.0 (Intel 82G33 data sheet 316966, chapter 5).
 //!
 //! It is as firmware leaves it: ECAM enabled, the ROM area readable and writable. PCIEXBAR moves
-//! ECAM or switches it off. The PAM registers hold what is written to them and do nothing more:
-//! the area below 1 MiB is RAM that is never write-protected. There is no SMM, so that SMRAM is
-//! closed for good.
+//! ECAM or switches it off. The PAM registers say which accesses of processors to the ROM area reach
+//! RAM; the others reach nobody. There is no SMM, so that SMRAM is closed for good.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use device::Device;
 use serde::{Deserialize, Serialize};
@@ -27,9 +27,33 @@ const PAM_READ_WRITE: u8 = 0x33;
 const SMRAMC: usize = 0x9d;
 const SMRAM_LOCKED: u8 = 0x12;
 
+/// PAM: reads reach RAM; the same for the upper half in the upper four bits.
+const PAM_READ: u8 = 1;
+/// PAM: writes reach RAM.
+const PAM_WRITE: u8 = 2;
+
+/// The RAM behind the ROM area, 0xc0000 to 0xfffff, in sixteen segments of 16 KiB.
+pub trait ShadowRam: Send + Sync {
+    /// From now on reads of the segments in `unreadable` (bit 0 is the first) and writes to those
+    /// in `unwritable` do not reach RAM. Whether that is a change.
+    fn set(&self, unreadable: u16, unwritable: u16) -> bool;
+}
+
+/// Nobody's.
+struct NoShadow;
+
+impl ShadowRam for NoShadow {
+    fn set(&self, _unreadable: u16, _unwritable: u16) -> bool {
+        false
+    }
+}
+
 /// The host bridge.
 pub struct HostBridge {
     config: Mutex<ConfigSpace>,
+    shadow: Arc<dyn ShadowRam>,
+    /// The rights of the ROM area have changed since somebody asked.
+    changed: AtomicBool,
 }
 
 impl HostBridge {
@@ -38,8 +62,13 @@ impl HostBridge {
     /// Bytes of the ECAM window: 256 buses.
     pub const ECAM_LEN: u64 = 0x1000_0000;
 
-    /// As firmware leaves it.
+    /// As firmware leaves it, without anybody who listens to the PAM registers.
     pub fn new() -> Self {
+        Self::with_shadow(Arc::new(NoShadow))
+    }
+
+    /// As firmware leaves it, with `shadow` behind the PAM registers.
+    pub fn with_shadow(shadow: Arc<dyn ShadowRam>) -> Self {
         let mut config = ConfigSpace::new(Identity {
             vendor: 0x8086,
             device: 0x29c0,
@@ -55,7 +84,27 @@ impl HostBridge {
         config.define(PAM0, &[PAM_READ_WRITE & 0xf0]);
         config.allow(PAM0, &[PAM_READ_WRITE & 0xf0]);
         config.define(SMRAMC, &[SMRAM_LOCKED]);
-        Self { config: Mutex::new(config) }
+        Self { config: Mutex::new(config), shadow, changed: AtomicBool::new(false) }
+    }
+
+    /// Whether the rights of the ROM area have changed since the last call: processors may remember
+    /// the old ones.
+    pub fn take_change(&self) -> bool {
+        self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Tells what the PAM registers say.
+    fn publish(&self, config: &ConfigSpace) {
+        let register = |n: usize| config.byte((PAM0 + n) as u8);
+        let half = |segment: usize| match segment {
+            12.. => register(0) >> 4,
+            _ => register(1 + segment / 2) >> (4 * (segment % 2)),
+        };
+        let lacking =
+            |right: u8| (0..16).filter(|n| half(*n) & right == 0).fold(0, |bits, n| bits | 1 << n);
+        if self.shadow.set(lacking(PAM_READ), lacking(PAM_WRITE)) {
+            self.changed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// First address of the ECAM window, if there is one.
@@ -79,7 +128,9 @@ impl Function for HostBridge {
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
-        lock(&self.config).write(offset, data);
+        let mut config = lock(&self.config);
+        config.write(offset, data);
+        self.publish(&config);
     }
 
     fn mapped_bars(&self) -> Vec<MappedBar> {
@@ -109,14 +160,18 @@ impl Persist for HostBridge {
     }
 
     fn save(&self, instance: &str) -> Result<Section, StateError> {
-        let Self { config } = self;
+        let Self { config, shadow: _, changed: _ } = self;
         Section::encode(instance, &SavedHostBridge { config: lock(config).save() })
     }
 
     fn restore(&self, section: &Section) -> Result<(), StateError> {
         let SavedHostBridge { config } = section.decode()?;
-        match lock(&self.config).restore(&config) {
-            true => Ok(()),
+        let mut own = lock(&self.config);
+        match own.restore(&config) {
+            true => {
+                self.publish(&own);
+                Ok(())
+            }
             false => Err(section.invalid("this is not the configuration space of a host bridge")),
         }
     }
@@ -124,7 +179,9 @@ impl Persist for HostBridge {
 
 impl Device for HostBridge {
     fn reset(&self) {
-        lock(&self.config).reset();
+        let mut config = lock(&self.config);
+        config.reset();
+        self.publish(&config);
     }
 }
 
@@ -153,6 +210,35 @@ mod tests {
         bridge.config_write(0x90, &[0x0f, 0x11, 0xff, 0, 0, 0, 0, 0xff]);
         bridge.config_read(0x90, &mut pam);
         assert_eq!(pam, [0, 0x11, 0x33, 0, 0, 0, 0, 0]);
+    }
+
+    /// Remembers what it was told last.
+    #[derive(Default)]
+    struct Told(Mutex<(u16, u16)>);
+
+    impl ShadowRam for Told {
+        fn set(&self, unreadable: u16, unwritable: u16) -> bool {
+            let new = (unreadable, unwritable);
+            std::mem::replace(&mut *lock(&self.0), new) != new
+        }
+    }
+
+    #[test]
+    fn pam_registers_say_what_reaches_ram() {
+        let told = Arc::new(Told::default());
+        let bridge = HostBridge::with_shadow(Arc::clone(&told) as _);
+        assert!(!bridge.take_change());
+        // 0xc0000 read only, 0xc4000 write only; 0xf0000 to 0xfffff neither.
+        bridge.config_write(0x91, &[0x21]);
+        bridge.config_write(0x90, &[0]);
+        assert_eq!(*lock(&told.0), (0xf002, 0xf001));
+        assert!(bridge.take_change() && !bridge.take_change());
+        let saved = bridge.save("0").unwrap();
+        bridge.reset();
+        assert_eq!(*lock(&told.0), (0, 0));
+        assert!(bridge.take_change());
+        bridge.restore(&saved).unwrap();
+        assert_eq!(*lock(&told.0), (0xf002, 0xf001));
     }
 
     state::conformance!(saves_and_restores, HostBridge::new(), |bridge: &HostBridge| {

@@ -3,5 +3,5 @@
 mod host_bridge;
 mod lpc;
 
-pub use host_bridge::HostBridge;
+pub use host_bridge::{HostBridge, ShadowRam};
 pub use lpc::{LpcBridge, PIRQS, pirq};
