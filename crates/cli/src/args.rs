@@ -93,11 +93,14 @@ Network card and what it is connected to [default: user]; repeatable.
 
   user          the Internet and the host, without any set-up: the guest gets its address by DHCP \
 (10.0.2.15), the gateway 10.0.2.2 is the host's loopback
+  switch=NAME   a switch with this user's other VMs on it, which is made when there is none: they \
+reach each other by name, and the Internet as with `user`
   none          no network card
 
 Options follow, separated by commas:
   forward=tcp:[ADDRESS:]HOSTPORT:GUESTPORT, or udp: a port of the host (of its loopback, unless an \
 ADDRESS is given) leads to the guest; of `user`
+  vlan=N        a VLAN of its own, without the Internet; of `switch`
   mac=ADDRESS   Ethernet address of the card
   filter=FILE   rules of a packet filter, in TOML, taken anew whenever the file changes
   mtu=BYTES     largest packet, 1280 to 65520; of `user`";
@@ -288,8 +291,11 @@ impl RunArgs {
     }
 }
 
-/// Names of VMs are names of files later.
-fn vm_name(text: &str) -> Result<String, String> {
+/// A name of a VM, or of something else that becomes the name of a file.
+///
+/// # Errors
+/// What such names have.
+pub fn vm_name(text: &str) -> Result<String, String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     if starts_well && text.len() <= 63 && text.bytes().all(allowed) {

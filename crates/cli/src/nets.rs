@@ -1,5 +1,6 @@
 //! `--net` and `--capture`: from their text to networks.
 
+use std::env;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::mem::MaybeUninit;
@@ -8,12 +9,14 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, anyhow};
-use lifecycle::network::{Capture, CaptureFile, Filter, Forward, Rules, UserConfig, UserNet};
+use lifecycle::network::{
+    Capture, CaptureFile, Filter, Forward, Rules, SwitchConfig, SwitchNet, UserConfig, UserNet,
+};
 use lifecycle::{MacAddress, NetBackend, NetPort};
 use rustix::fs::inotify;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
 
-use crate::report;
+use crate::{args, report};
 
 /// The value of one `--net`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +27,7 @@ pub struct NetArg {
     mac: Option<MacAddress>,
     mtu: Option<u16>,
     filter: Option<PathBuf>,
+    vlan: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +49,7 @@ impl NetArg {
             Some(("none", "")) => Kind::None,
             Some(("user", "")) => Kind::User,
             Some(("tap", name)) => Kind::Tap((!name.is_empty()).then(|| name.to_owned())),
-            Some(("switch", name)) if !name.is_empty() => Kind::Switch(name.to_owned()),
+            Some(("switch", name)) => Kind::Switch(args::vm_name(name)?),
             _ => return Err("there are user, tap[=NAME], switch=NAME and none".to_owned()),
         };
         let mut net = Self {
@@ -55,6 +59,7 @@ impl NetArg {
             mac: None,
             mtu: None,
             filter: None,
+            vlan: None,
         };
         for option in parts {
             net.option(option)?;
@@ -76,6 +81,10 @@ impl NetArg {
             Some(("filter", file)) if self.kind != Kind::None && !file.is_empty() => {
                 self.filter = Some(file.into());
             }
+            Some(("vlan", vlan)) if matches!(self.kind, Kind::Switch(_)) => {
+                let vlan = vlan.parse().ok().filter(|vlan| (1..4095).contains(vlan));
+                self.vlan = Some(vlan.ok_or("a VLAN is from 1 to 4094")?);
+            }
             Some(("mtu", mtu)) if is_user => {
                 let range = UserConfig::MIN_MTU..=UserConfig::MAX_MTU;
                 let wrong = || format!("an MTU is from {} to {}", range.start(), range.end());
@@ -93,19 +102,33 @@ impl NetArg {
 
     /// The option, when this version cannot do what it says.
     pub fn unsupported(&self) -> Option<String> {
-        let unsupported = matches!(self.kind, Kind::Tap(_) | Kind::Switch(_));
+        let unsupported = matches!(self.kind, Kind::Tap(_));
         unsupported.then(|| format!("--net {}", self.text))
     }
 
-    fn open(&self) -> anyhow::Result<Option<Arc<dyn NetBackend>>> {
-        Ok(match self.kind {
+    /// The network of a card with the address `mac` of the VM called `vm`.
+    fn open(
+        &self,
+        mac: MacAddress,
+        vm: Option<&str>,
+    ) -> anyhow::Result<Option<Arc<dyn NetBackend>>> {
+        Ok(match &self.kind {
             Kind::User => {
                 let mut config = UserConfig::default();
                 config.forwards.clone_from(&self.forwards);
                 config.mtu = self.mtu.unwrap_or(config.mtu);
                 Some(Arc::new(UserNet::start(config, None)?))
             }
-            Kind::None | Kind::Tap(_) | Kind::Switch(_) => None,
+            Kind::Switch(name) => Some(Arc::new(SwitchNet::start(SwitchConfig {
+                folder: runtime_folder().join("switches"),
+                leases: state_folder()?.join("switches"),
+                name: name.clone(),
+                mac,
+                vlan: self.vlan,
+                vm: vm.map(str::to_owned),
+                resolv_conf: "/etc/resolv.conf".into(),
+            })?)),
+            Kind::None | Kind::Tap(_) => None,
         })
     }
 }
@@ -126,8 +149,8 @@ pub fn open(
     let capture = capture.map(open_capture).transpose()?;
     let mut ports = Vec::new();
     for (index, net) in nets.iter().enumerate() {
-        let Some(network) = net.open()? else { continue };
         let mac = net.mac.unwrap_or_else(|| address(name, index));
+        let Some(network) = net.open(mac, name)? else { continue };
         let mut backend = filtered(network, net, mac)?;
         if let Some(file) = &capture {
             backend = Arc::new(Capture::new(backend, Arc::clone(file)));
@@ -193,6 +216,23 @@ fn watch_rules(path: &Path, filter: &Arc<Filter>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where sockets and locks are, which go with the user's session.
+fn runtime_folder() -> PathBuf {
+    match env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder).join("ringfence"),
+        None => env::temp_dir().join(format!("ringfence-{}", getuid().as_raw())),
+    }
+}
+
+/// Where is what stays.
+fn state_folder() -> anyhow::Result<PathBuf> {
+    let of = |name: &str| env::var_os(name).filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let folder = of("XDG_STATE_HOME").or_else(|| Some(of("HOME")?.join(".local/state")));
+    Ok(folder
+        .context("neither XDG_STATE_HOME nor HOME is set: there is no place for leases")?
+        .join("ringfence"))
+}
+
 /// Every connection of a guest is an open file, and the usual limit is 1,024.
 fn raise_file_limit() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -231,6 +271,9 @@ mod tests {
             "",
             "bridge",
             "switch",
+            "switch=a/b",
+            "switch=a,vlan=0",
+            "user,vlan=5",
             "none,mac=52:46:00:00:00:01",
             "user,mac=ff:ff:ff:ff:ff:ff",
             "user,mtu=1279",

@@ -18,6 +18,14 @@ pub enum NetworkError {
         /// What the host said.
         cause: io::Error,
     },
+    /// The switch can neither be made nor reached.
+    #[error("cannot connect to switch {name}: {cause}")]
+    Switch {
+        /// Its name.
+        name: String,
+        /// What the host said.
+        cause: io::Error,
+    },
     /// The host failed.
     #[error("cannot {action}: {cause}")]
     Host {

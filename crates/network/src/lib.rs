@@ -1,7 +1,8 @@
 //! Networks behind virtual network cards.
 //!
 //! A [`backend::NetBackend`] is what a guest's card is connected to. [`UserNet`] needs nothing of
-//! the host: it ends the guest's connections and goes on with the host's sockets. A [`Filter`] and a [`Capture`]
+//! the host: it ends the guest's connections and goes on with the host's sockets. A
+//! [`SwitchNet`] connects the VMs of one user. A [`Filter`] and a [`Capture`]
 //! stand before any network.
 //!
 //! Neighbours: `virtio` has the card; `machine` connects the two; the command line makes networks.
@@ -19,9 +20,11 @@ mod filter;
 mod frames;
 mod headers;
 mod queue;
+mod switch;
 mod user;
 
 pub use capture::{Capture, CaptureFile};
 pub use error::NetworkError;
 pub use filter::{Filter, Rules, RulesError};
+pub use switch::{SwitchConfig, SwitchNet};
 pub use user::{Forward, SaveLeases, Transport, UserConfig, UserNet};

@@ -46,7 +46,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use backend::{Counter, Frame, NetBackend, Offload, Wake};
+use backend::{Counter, Frame, MacAddress, NetBackend, Offload, Wake};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
@@ -172,6 +172,15 @@ impl UserNet {
             .spawn(move || serve(&served, &events, save.as_deref()))
             .map_err(failed)?;
         Ok(Self { shared, mtu, thread: Some(thread) })
+    }
+}
+
+impl UserNet {
+    /// The guest with `mac` is called `name`, and gets an address now.
+    pub fn name(&self, mac: MacAddress, name: &str) {
+        self.shared.nat().name(mac, name);
+        // So that the lease is saved.
+        self.shared.wake();
     }
 }
 

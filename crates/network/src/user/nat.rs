@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use backend::{Counter, Offload};
+use backend::{Counter, MacAddress, Offload};
 use rustix::event::epoll;
 
 use super::dhcp;
@@ -179,6 +179,11 @@ impl Nat {
         self.tcp.reset();
         self.udp.reset();
         self.echo.reset();
+    }
+
+    /// The guest with `mac` is called `name`, and gets an address.
+    pub(super) fn name(&mut self, mac: MacAddress, name: &str) {
+        self.leases.lease(mac, Some(name));
     }
 
     /// The leases as text, when they have changed.

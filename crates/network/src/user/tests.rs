@@ -1,6 +1,6 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use backend::{MacAddress, NetBackend};
+use backend::NetBackend;
 
 use super::testing::{ADDRESS, GATEWAY, Guest, MAC};
 use super::*;
