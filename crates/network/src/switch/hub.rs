@@ -186,7 +186,7 @@ impl Hub {
         let writer = thread::Builder::new().name("switch port out".to_owned()).spawn(deliver);
         if writer.is_ok() {
             while let Some(frame) = connection.receive() {
-                self.forward(id, frame);
+                self.forward(id, &frame);
                 self.sent();
             }
         }
@@ -200,7 +200,7 @@ impl Hub {
     fn serve_nat(&self) {
         while !self.ended.load(Ordering::Relaxed) {
             while let Some(frame) = self.nat.receive() {
-                self.forward(NAT, frame);
+                self.forward(NAT, &frame);
             }
             self.nat_news.wait();
         }
@@ -212,7 +212,7 @@ impl Hub {
     }
 
     /// Takes a frame of port `from` to where it belongs.
-    pub(super) fn forward(&self, from: PortId, frame: Frame) {
+    pub(super) fn forward(&self, from: PortId, frame: &Frame) {
         let headers = frame.headers();
         let (Some(to), Some(source)) = (address(headers, 0), address(headers, 6)) else {
             return lock(&self.counters).count("dropped_bad_ethernet");

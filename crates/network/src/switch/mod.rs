@@ -211,7 +211,7 @@ impl NetBackend for SwitchNet {
                 let (hub, port) = (Arc::clone(hub), *port);
                 drop(role);
                 let body = Bytes::copy_from_slice(frame);
-                hub.forward(port, Frame { offload, head: Vec::new(), body });
+                hub.forward(port, &Frame { offload, head: Vec::new(), body });
             }
             Role::Guest(connection) => {
                 let connection = Arc::clone(connection);
