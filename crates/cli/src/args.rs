@@ -6,8 +6,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 
 use crate::disks::DiskArg;
+use crate::managed::args::ManagedCommand;
+use crate::managed::complete;
 use crate::nets::NetArg;
 use crate::size;
 
@@ -22,6 +25,8 @@ const EXAMPLES: &str = "\
 Examples:
   ringfence run                              boot `tiny` to its shell
   ringfence run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0'
+  ringfence run --name web --detach          the same in the background, kept
+  ringfence console web                      its console
   ringfence image ls                         what images there are
   ringfence doctor                           what this host offers";
 
@@ -53,6 +58,9 @@ pub enum Command {
     Image(ImageCommand),
     /// Say what this host offers and which engine `auto` takes
     Doctor(DoctorArgs),
+    /// Managed VMs.
+    #[command(flatten)]
+    Managed(ManagedCommand),
     /// Print a completion script for a shell
     #[command(long_about = "Print a completion script for a shell.\n\n\
         For bash: ringfence completions bash > ~/.local/share/bash-completion/completions/ringfence")]
@@ -110,7 +118,7 @@ ADDRESS is given) leads to the guest; of `user`
 #[command(long_about = RUN_ABOUT, after_help = RUN_AFTER)]
 pub struct RunArgs {
     /// Image to run: a name or a path [default without --kernel: tiny]
-    #[arg(conflicts_with = "kernel")]
+    #[arg(conflicts_with = "kernel", add = ArgValueCompleter::new(complete::images))]
     pub image: Option<String>,
 
     /// Kernel to boot: a bzImage, an ELF file with a PVH note, or a multiboot kernel
@@ -176,6 +184,10 @@ pub struct RunArgs {
     #[arg(long, value_parser = vm_name)]
     pub name: Option<String>,
 
+    /// Keep the VM under its name and run it in the background
+    #[arg(long, requires = "name")]
+    pub detach: bool,
+
     /// Keep nothing of what the guest writes
     #[arg(long)]
     pub ephemeral: bool,
@@ -212,6 +224,18 @@ pub enum EngineArg {
     Translator,
     /// Interpretation: slow, needs nothing of the host
     Interpreter,
+}
+
+impl EngineArg {
+    /// As it is typed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Translator => "translator",
+            Self::Interpreter => "interpreter",
+        }
+    }
 }
 
 /// `--platform`.

@@ -58,6 +58,21 @@ impl DiskArg {
         Ok(disk)
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the guest can only read it.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The same disk in another file.
+    pub fn with_path(&self, path: PathBuf) -> Self {
+        Self { path, ..self.clone() }
+    }
+
     /// The option, when this version cannot do what it says.
     pub fn unsupported(&self) -> Option<String> {
         let unsupported = self.overlay || self.format == Some(Format::Qcow2);

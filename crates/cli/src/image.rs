@@ -1,13 +1,13 @@
 //! `ringfence image`.
 
-use std::fmt::Write;
 use std::time::SystemTime;
 
-use images::{ImageInfo, Listing, Recipe, Store};
+use images::{Listing, Recipe, Store};
 
 use crate::args::ImageCommand;
 use crate::progress::Bar;
-use crate::report;
+use crate::table::{Table, bytes};
+use crate::{age, report};
 
 /// Does what `command` says.
 ///
@@ -43,43 +43,24 @@ fn json_of(listing: &Listing) -> anyhow::Result<String> {
 }
 
 fn table(listing: &Listing, now: SystemTime) -> String {
-    let mut rows = vec![["NAME", "KIND", "KERNEL", "SIZE", "BUILT"].map(str::to_owned)];
-    rows.extend(listing.images.iter().map(|image| row(image, now)));
-    let width = |column: usize| rows.iter().map(|r| r[column].len()).max().unwrap_or(0);
-    let widths: [usize; 5] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            // Writing to a string cannot fail.
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
+    let mut table = Table::new(["NAME", "KIND", "KERNEL", "SIZE", "BUILT"]);
+    for image in &listing.images {
+        table.row([
+            image.name.to_string(),
+            image.kind.clone(),
+            image.kernel_version.clone(),
+            bytes(image.size),
+            age(image.created_at(), now),
+        ]);
     }
-    text
-}
-
-fn row(image: &ImageInfo, now: SystemTime) -> [String; 5] {
-    let age = now.duration_since(image.created_at()).unwrap_or_default().as_secs();
-    let age = match age {
-        0..120 => "now".to_owned(),
-        120..7200 => format!("{} minutes ago", age / 60),
-        7200..172_800 => format!("{} hours ago", age / 3600),
-        _ => format!("{} days ago", age / 86_400),
-    };
-    [
-        image.name.to_string(),
-        image.kind.clone(),
-        image.kernel_version.clone(),
-        format!("{:.1} MiB", image.size as f64 / f64::from(1 << 20)),
-        age,
-    ]
+    table.text()
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use images::ImageInfo;
 
     use super::*;
 

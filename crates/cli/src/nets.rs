@@ -100,6 +100,12 @@ impl NetArg {
         Ok(())
     }
 
+    /// The same network without ports of the host that lead to the guest: a copy of a VM cannot have
+    /// those that the original has.
+    pub fn without_forwards(&self) -> Self {
+        Self { forwards: Vec::new(), ..self.clone() }
+    }
+
     /// The option, when this version cannot do what it says.
     pub fn unsupported(&self) -> Option<String> {
         let unsupported = matches!(self.kind, Kind::Tap(_));

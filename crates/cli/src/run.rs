@@ -13,16 +13,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use lifecycle::{
-    CpuLevel, EngineChoice, MachineSpec, Outcome, Policy, TripleFaultPolicy, Vm, VmConfig, VmStats,
-};
+use lifecycle::{Outcome, Vm, VmStats};
 use signal_hook::consts::signal::SIGTERM;
 
-use crate::args::{EngineArg, RunArgs, TripleFaultArg};
+use crate::args::RunArgs;
 use crate::console::escape::Key;
 use crate::console::{Output, input, terminal};
 use crate::stats::Stats;
-use crate::{boot_files, disks, nets, report, signals, status};
+use crate::vm_config::{self, Use};
+use crate::{report, signals, status};
 
 /// How long a guest has after the power button.
 const GRACE: Duration = Duration::from_secs(10);
@@ -74,29 +73,10 @@ struct End {
 }
 
 fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
-    let spec = spec_of(args);
-    // Before files are opened or images built: this needs nothing.
-    spec.check()?;
-    let selected = engine_of(args.engine).select()?;
-    if args.engine == EngineArg::Auto && selected.engine.name() == "interpreter" {
-        report::note(&format!("running on the slow interpreter: {}", selected.reason));
-    }
-    let engine = selected.engine;
     let debugger = args.gdb.as_ref().map(debug::Server::bind).transpose()?;
-    let disks = disks::open(&args.disks)?;
-    let nets = nets::open(&args.nets, args.name.as_deref(), args.capture.as_deref())?;
-    let boot = boot_files::open(args)?;
     let (events, queue) = channel();
     let output = start_output(&events)?;
-    let config = VmConfig {
-        spec: MachineSpec { cmdline: boot.cmdline, ..spec },
-        engine,
-        boot: Some(boot.files),
-        console: Arc::clone(&output) as _,
-        disks,
-        nets,
-        policy: policy_of(args),
-    };
+    let config = vm_config::config(args, Arc::clone(&output) as _, Use::Boot)?;
     let vm = Arc::new(Vm::create(config)?);
     watch_signals(&events)?;
     watch_end(&vm, &events)?;
@@ -125,32 +105,6 @@ fn start_debugger(server: debug::Server, vm: &Arc<Vm>) -> anyhow::Result<debug::
     let serving = server.serve(Arc::clone(vm)).context("cannot start a thread")?;
     report::note(&format!("the guest waits for gdb: target remote {address}"));
     Ok(serving)
-}
-
-fn spec_of(args: &RunArgs) -> MachineSpec {
-    MachineSpec {
-        cpus: args.cpus,
-        cpu: CpuLevel::Portable,
-        debug_exit: args.debug_exit,
-        ..MachineSpec::new(args.memory)
-    }
-}
-
-fn engine_of(arg: EngineArg) -> EngineChoice {
-    match arg {
-        EngineArg::Auto => EngineChoice::Auto,
-        EngineArg::Kvm => EngineChoice::Kvm,
-        EngineArg::Translator => EngineChoice::Translator,
-        EngineArg::Interpreter => EngineChoice::Interpreter,
-    }
-}
-
-fn policy_of(args: &RunArgs) -> Policy {
-    let triple_fault = match args.triple_fault {
-        TripleFaultArg::Stop => TripleFaultPolicy::Stop,
-        TripleFaultArg::Reset => TripleFaultPolicy::Reset,
-    };
-    Policy { no_reboot: args.no_reboot, triple_fault, ..Policy::default() }
 }
 
 fn start_output(events: &Sender<Event>) -> anyhow::Result<Arc<Output>> {
@@ -226,7 +180,7 @@ impl Session<'_> {
                 }
                 Ok(Event::Key(Key::Help)) => terminal::message(HELP),
                 Ok(Event::OutputDone) => self.output_done.set(true),
-                Ok(Event::Key(Key::Guest(_))) => {}
+                Ok(Event::Key(Key::Guest(_) | Key::Detach)) => {}
                 Err(RecvTimeoutError::Timeout) => match next.take() {
                     Some((_, Next::Kill)) => next = Some(self.kill()),
                     Some((_, Next::Abandon)) => self.output.abandon(),

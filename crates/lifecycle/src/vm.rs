@@ -82,6 +82,10 @@ impl Vm {
         let age = opened.manifest.age();
         config.spec = opened.manifest.machine.clone();
         config.spec.check()?;
+        // A card keeps the address that the guest knows.
+        for (port, saved) in config.nets.iter_mut().zip(&config.spec.nets) {
+            port.mac = saved.mac;
+        }
         let profile = Machine::saved_profile(&mut opened.archive)?;
         let file = options.map.then(|| opened.file_to_map()).transpose()?;
         let Builder(mut parts) = Builder::new(config, profile, file)?;

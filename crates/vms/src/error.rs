@@ -1,5 +1,6 @@
 //! Why the store could not do what was asked.
 
+use std::fmt::Display;
 use std::io;
 
 use thiserror::Error;
@@ -74,7 +75,7 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(
         action: &'static str,
-        file: impl ToString,
+        file: &dyn Display,
         cause: impl Into<io::Error>,
     ) -> Self {
         Self::Io { action, file: file.to_string(), cause: cause.into() }

@@ -31,9 +31,6 @@ pub struct VmRecord {
     /// back to a snapshot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskFile>,
-    /// The snapshot that the VM goes on from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub current: Option<String>,
 }
 
 /// A file that stands for a disk of the options.
@@ -56,7 +53,6 @@ impl VmRecord {
             platform: platform.to_owned(),
             origin: None,
             disks: Vec::new(),
-            current: None,
         }
     }
 }
@@ -86,6 +82,9 @@ pub struct StateRecord {
     /// The end in words.
     #[serde(default)]
     pub outcome: Option<String>,
+    /// The snapshot that the VM has gone on from.
+    #[serde(default)]
+    pub current: Option<String>,
 }
 
 impl StateRecord {
@@ -100,6 +99,7 @@ impl StateRecord {
             ended: None,
             status: None,
             outcome: None,
+            current: None,
         }
     }
 

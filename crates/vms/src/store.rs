@@ -47,7 +47,7 @@ impl Store {
             .recursive(true)
             .mode(0o700)
             .create(&root)
-            .map_err(|e| Error::io("make folder", root.display(), e))?;
+            .map_err(|e| Error::io("make folder", &root.display(), e))?;
         Ok(Self { root })
     }
 
@@ -133,8 +133,8 @@ impl Store {
         let _run = vm.dir().take_run_lock()?;
         let gone = self.root.join(format!("{GONE}{}", unique()?));
         let path = self.root.join(vm.name());
-        fs::rename(&path, &gone).map_err(|e| Error::io("rename", path.display(), e))?;
-        fs::remove_dir_all(&gone).map_err(|e| Error::io("remove", gone.display(), e))
+        fs::rename(&path, &gone).map_err(|e| Error::io("rename", &path.display(), e))?;
+        fs::remove_dir_all(&gone).map_err(|e| Error::io("remove", &gone.display(), e))
     }
 
     /// Removes what commands have left that ended before they were finished. Never waits.
@@ -161,7 +161,7 @@ impl Store {
         let free = match Lock::folder(path) {
             Ok(lock) => lock.is_some(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-            Err(e) => return Err(Error::io("lock", path.display(), e)),
+            Err(e) => return Err(Error::io("lock", &path.display(), e)),
         };
         drop(held);
         Ok(free)
@@ -172,7 +172,7 @@ impl Store {
         let path = self.root.join(format!("{NEW}{}", unique()?));
         // Held, so that nobody takes the folder for abandoned before it is locked.
         let _held = self.lock()?;
-        let io = |action, e| Error::io(action, path.display(), e);
+        let io = |action, e| Error::io(action, &path.display(), e);
         DirBuilder::new().mode(0o700).create(&path).map_err(|e| io("make folder", e))?;
         let lock = Lock::folder(&path).map_err(|e| io("lock", e))?;
         let lock = lock.ok_or_else(|| io("lock", io::ErrorKind::WouldBlock.into()))?;
@@ -183,10 +183,10 @@ impl Store {
         let to = self.root.join(name);
         match renameat_with(CWD, path, CWD, &to, RenameFlags::NOREPLACE) {
             Ok(()) => {
-                crate::sync_dir(&self.root).map_err(|e| Error::io("sync", self.root.display(), e))
+                crate::sync_dir(&self.root).map_err(|e| Error::io("sync", &self.root.display(), e))
             }
             Err(Errno::EXIST) => Err(Error::Exists { name: name.to_owned() }),
-            Err(e) => Err(Error::io("rename", path.display(), e)),
+            Err(e) => Err(Error::io("rename", &path.display(), e)),
         }
     }
 
@@ -198,11 +198,11 @@ impl Store {
     }
 
     fn lock(&self) -> Result<Lock> {
-        Lock::folder_wait(&self.root).map_err(|e| Error::io("lock", self.root.display(), e))
+        Lock::folder_wait(&self.root).map_err(|e| Error::io("lock", &self.root.display(), e))
     }
 
     fn entries(&self) -> Result<Vec<String>> {
-        let io = |e| Error::io("list", self.root.display(), e);
+        let io = |e| Error::io("list", &self.root.display(), e);
         let names = fs::read_dir(&self.root).map_err(io)?.map(|entry| Ok(entry?.file_name()));
         let names: Vec<OsString> = names.collect::<io::Result<_>>().map_err(io)?;
         Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
@@ -210,7 +210,7 @@ impl Store {
 }
 
 fn unique() -> Result<String> {
-    fresh_name().map_err(|e| Error::io("read", "/dev/urandom", e))
+    fresh_name().map_err(|e| Error::io("read", &"/dev/urandom", e))
 }
 
 fn summary(vm: &VmDir) -> Result<VmSummary> {

@@ -1,5 +1,6 @@
 //! The folder of one VM.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -65,7 +66,7 @@ impl VmDir {
         match rustix::fs::open(&at, flags, Mode::empty()) {
             Ok(fd) => Ok(Self { fd, at, name: name.to_owned() }),
             Err(Errno::NOENT) => Err(Error::NotFound { name: name.to_owned() }),
-            Err(e) => Err(Error::io("open folder", at.display(), e)),
+            Err(e) => Err(Error::io("open folder", &at.display(), e)),
         }
     }
 
@@ -90,7 +91,7 @@ impl VmDir {
     /// # Errors
     /// [`Error::Damaged`], [`Error::Io`].
     pub fn record(&self) -> Result<VmRecord> {
-        self.read(member::RECORD)?.ok_or_else(|| self.damaged(member::RECORD, "it is missing"))
+        self.read(member::RECORD)?.ok_or_else(|| self.damaged(member::RECORD, &"it is missing"))
     }
 
     /// Writes down how the VM is made.
@@ -213,15 +214,15 @@ impl VmDir {
         let mut text = Vec::new();
         file.take(MAX_RECORD).read_to_end(&mut text).map_err(|e| self.io("read", member, e))?;
         let value: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| self.damaged(member, e))?;
+            serde_json::from_slice(&text).map_err(|e| self.damaged(member, &e))?;
         match value.get("format").and_then(serde_json::Value::as_u64) {
             Some(format) if format > u64::from(FORMAT) => {
-                return Err(self.damaged(member, "it was written by a newer ringfence"));
+                return Err(self.damaged(member, &"it was written by a newer ringfence"));
             }
             Some(1..) => {}
-            _ => return Err(self.damaged(member, "it has no format")),
+            _ => return Err(self.damaged(member, &"it has no format")),
         }
-        serde_json::from_value(value).map(Some).map_err(|e| self.damaged(member, e))
+        serde_json::from_value(value).map(Some).map_err(|e| self.damaged(member, &e))
     }
 
     fn write(&self, member: &'static str, value: &impl Serialize, durable: bool) -> Result<()> {
@@ -230,12 +231,12 @@ impl VmDir {
             .map_err(|e| self.io("write", member, e))
     }
 
-    fn damaged(&self, file: &'static str, cause: impl ToString) -> Error {
+    fn damaged(&self, file: &'static str, cause: &dyn Display) -> Error {
         Error::Damaged { name: self.name.clone(), file, cause: cause.to_string() }
     }
 
     fn io(&self, action: &'static str, member: &str, cause: impl Into<io::Error>) -> Error {
-        Error::io(action, self.at.join(member).display(), cause)
+        Error::io(action, &self.at.join(member).display(), cause)
     }
 }
 

@@ -10,6 +10,8 @@ pub enum Key {
     Guest(u8),
     /// Ctrl-A X: end the VM.
     End,
+    /// Ctrl-A D: leave the VM alone.
+    Detach,
     /// Ctrl-A H or Ctrl-A ?: show help.
     Help,
 }
@@ -31,6 +33,7 @@ impl Escapes {
         }
         match byte {
             b'x' | b'X' => Some(Key::End),
+            b'd' | b'D' => Some(Key::Detach),
             b'h' | b'H' | b'?' => Some(Key::Help),
             ESCAPE => Some(Key::Guest(ESCAPE)),
             _ => None,
@@ -57,7 +60,7 @@ mod tests {
     #[test]
     fn sequences() {
         assert_eq!(keys(b"\x01x"), [Key::End]);
-        assert_eq!(keys(b"\x01X"), [Key::End]);
+        assert_eq!(keys(b"\x01X\x01d"), [Key::End, Key::Detach]);
         assert_eq!(keys(b"\x01\x01x"), [Key::Guest(1), Key::Guest(b'x')]);
         assert_eq!(keys(b"\x01?\x01h\x01H"), [Key::Help, Key::Help, Key::Help]);
         assert_eq!(keys(b"a\x01qb"), [Key::Guest(b'a'), Key::Guest(b'b')]);

@@ -84,6 +84,30 @@ pub fn echo() -> Vec<u8> {
     elf(&code)
 }
 
+/// Counts the keys that it gets, in memory, and answers each with the letter of the count: `A`, `B`
+/// and so on; `q` powers off.
+pub fn count_keys() -> Vec<u8> {
+    let mut code = print_code(".");
+    code.extend([
+        0x66, 0xba, 0xfd, 0x03, // poll: mov dx, 0x3fd
+        0xec, // in al, dx
+        0xa8, 0x01, // test al, 1
+        0x74, 0xf7, // jz poll
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xec, // in al, dx
+        0x3c, b'q', // cmp al, 'q'
+        0x74, 0x12, // je off
+        0xff, 0x05, 0x00, 0x00, 0x20, 0x00, // inc dword [0x200000]
+        0xa0, 0x00, 0x00, 0x20, 0x00, // mov al, [0x200000]
+        0x24, 0x1f, // and al, 0x1f
+        0x04, b'@', // add al, '@'
+        0xee, // out dx, al
+        0xeb, 0xdc, // jmp poll
+    ]);
+    code.extend(power_off_code());
+    elf(&code)
+}
+
 /// Waits for the power button, prints `off` and powers off: it polls PM1 status, bit 8.
 pub fn obey_power_button() -> Vec<u8> {
     let mut code = print_code("up");

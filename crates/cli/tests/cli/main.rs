@@ -1,7 +1,10 @@
-//! The program from outside: exit statuses, messages, standard streams, signals, terminals.
+//! The program from outside: exit statuses, messages, standard streams, signals, terminals, managed
+//! VMs and what can happen to them.
 
 mod bad_input;
+mod faults;
 mod guests;
+mod managed;
 mod statuses;
 mod streams;
 mod support;

@@ -202,6 +202,24 @@ pub(super) fn fill(ram: &GuestRam, file: &File, layer: &PageSet) -> Result<(), S
     Ok(())
 }
 
+/// Copies the pages `layer` from one file to another of the same size, which may have others in
+/// their place.
+pub(super) fn copy_over(from: &File, to: &File, layer: &PageSet) -> io::Result<()> {
+    let mut buffer = vec![0; BLOCK as usize];
+    for (first, count) in layer.runs_within(PAGES_OF_BLOCK) {
+        let (at, content) = (first as u64 * PAGE_SIZE, &mut buffer[..count * PAGE]);
+        from.read_exact_at(content, at)?;
+        for (page, content) in (first as u64..).zip(content.chunks(PAGE)) {
+            let mut there = [0; PAGE];
+            to.read_exact_at(&mut there, page * PAGE_SIZE)?;
+            if there != content {
+                to.write_all_at(content, page * PAGE_SIZE)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Copies the pages `layer` from one file to another.
 pub(super) fn copy(from: &File, to: &File, layer: &PageSet) -> io::Result<()> {
     let mut buffer = vec![0; BLOCK as usize];

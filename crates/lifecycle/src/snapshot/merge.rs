@@ -6,8 +6,13 @@
 
 use std::fs;
 
+use ::memory::PAGE_SIZE;
+
 use super::memory::{self, SavedMemory};
-use super::{Layer, MEMORY, Manifest, SnapshotError, SnapshotTree, finish, open_one};
+use super::{
+    Layer, MEMORY, Manifest, Opened, PageSet, PendingSnapshot, SnapshotError, SnapshotTree, finish,
+    open_one,
+};
 
 impl SnapshotTree {
     /// Removes the snapshot `name`. Snapshots that are differences to it get its pages, and its
@@ -36,6 +41,45 @@ impl SnapshotTree {
         self.discard(name)
     }
 
+    /// Writes the snapshot `name` as one that is a difference to none, under no name.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`], and every error of reading and writing.
+    pub fn flatten(&self, name: &str) -> Result<PendingSnapshot, SnapshotError> {
+        let Opened { manifest, archive, layers } = Opened::open(&self.snapshot(name)?)?;
+        let pending = self.pending()?;
+        let dir = pending.dir()?;
+        let bytes = layers[0].saved.bytes();
+        let pages = layers.iter().map(|layer| layer.saved.layer(bytes));
+        let pages = pages.collect::<Result<Vec<_>, _>>()?;
+        let saved = dir.create_file(MEMORY, |file| {
+            file.set_len(bytes)?;
+            for (layer, pages) in layers.iter().zip(&pages) {
+                memory::copy_over(&layer.file, file, pages)?;
+            }
+            memory::describe(file, bytes, &PageSet::full((bytes / PAGE_SIZE) as usize))
+        })?;
+        self.link_disks(name, &manifest, &pending)?;
+        finish(&dir, Manifest { base: None, ..manifest }, archive, &saved)?;
+        Ok(pending)
+    }
+
+    /// Gives a snapshot that is being made the disks of `name`.
+    fn link_disks(
+        &self,
+        name: &str,
+        manifest: &Manifest,
+        pending: &PendingSnapshot,
+    ) -> Result<(), SnapshotError> {
+        let folder = self.path(name)?;
+        for disk in &manifest.disks {
+            let file = format!("disk{}", disk.index);
+            fs::hard_link(folder.join(&file), pending.path().join(&file))
+                .map_err(|e| SnapshotError::io("link", &file, e))?;
+        }
+        Ok(())
+    }
+
     /// Replaces `child` by one that also has the pages of `name`.
     fn merge_into(&self, name: &str, from: &Manifest, child: &str) -> Result<(), SnapshotError> {
         let (_, _, lower) = open_one(&self.open_alone(name)?)?;
@@ -43,11 +87,7 @@ impl SnapshotTree {
         let pending = self.pending()?;
         let dir = pending.dir()?;
         let saved = dir.create_file(MEMORY, |file| Ok(merge(&lower, &upper, file)))??;
-        for disk in &manifest.disks {
-            let file = format!("disk{}", disk.index);
-            fs::hard_link(self.path(child)?.join(&file), pending.path().join(&file))
-                .map_err(|e| SnapshotError::io("link", &file, e))?;
-        }
+        self.link_disks(child, &manifest, &pending)?;
         let merged = Manifest { parent: from.parent.clone(), base: from.base.clone(), ..manifest };
         finish(&dir, merged, archive, &saved)?;
         let _held = self.lock()?;

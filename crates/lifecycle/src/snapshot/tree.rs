@@ -137,6 +137,8 @@ impl SnapshotTree {
         let to = self.folder.join(name);
         renameat_with(CWD, &pending.path, CWD, &to, RenameFlags::NOREPLACE)
             .map_err(|e| SnapshotError::io("rename", name, e))?;
+        // Nothing is left under its old name to remove.
+        drop(pending);
         self.sync()
     }
 
@@ -181,8 +183,10 @@ impl SnapshotTree {
         let there = self.path(name)?;
         renameat_with(CWD, &pending.path, CWD, &there, RenameFlags::EXCHANGE)
             .map_err(|e| SnapshotError::io("replace", name, e))?;
-        self.sync()
-        // Dropping `pending` removes what was there.
+        self.sync()?;
+        // Removes what was there.
+        drop(pending);
+        Ok(())
     }
 
     /// Removes the directory of the snapshot `name`.
