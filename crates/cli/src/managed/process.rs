@@ -16,7 +16,7 @@ use control::{ConsoleHub, DiskSource, Guest, Launch, Origin, Server};
 use signal_hook::consts::signal::SIGTERM;
 use vms::{Lock, Store, VmDir, VmRecord, member};
 
-use super::args::{ManagedCommand, ProcessArgs};
+use super::args::{CreateArgs, ManagedCommand, ProcessArgs};
 use crate::args::{Cli, Command, RunArgs};
 use crate::disks::DiskArg;
 use crate::nets::NetArg;
@@ -101,7 +101,8 @@ pub fn machine_of(record: &VmRecord) -> anyhow::Result<RunArgs> {
     match cli.command {
         Command::Run(args) => Ok(*args),
         Command::Managed(ManagedCommand::Create(args)) => {
-            Ok(RunArgs { name: Some(args.vm), ..args.run })
+            let CreateArgs { vm, run } = *args;
+            Ok(RunArgs { name: Some(vm), ..run })
         }
         _ => Err(anyhow!("the VM was made by something else than `create` or `run`; make it anew")),
     }
