@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod faults;
+mod golden;
 mod guests;
 mod managed;
 mod statuses;
