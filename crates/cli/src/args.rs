@@ -109,6 +109,7 @@ Options follow, separated by commas:
   forward=tcp:[ADDRESS:]HOSTPORT:GUESTPORT, or udp: a port of the host (of its loopback, unless an \
 ADDRESS is given) leads to the guest; of `user`
   vlan=N        a VLAN of its own, without the Internet; of `switch`
+  isolated      neither the Internet nor the host can be reached; port forwards work; of `user`
   mac=ADDRESS   Ethernet address of the card
   filter=FILE   rules of a packet filter, in TOML, taken anew whenever the file changes
   mtu=BYTES     largest packet, 1280 to 65520; of `user`";

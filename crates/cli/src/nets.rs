@@ -28,6 +28,7 @@ pub struct NetArg {
     mtu: Option<u16>,
     filter: Option<PathBuf>,
     vlan: Option<u16>,
+    isolated: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,7 @@ impl NetArg {
             mtu: None,
             filter: None,
             vlan: None,
+            isolated: false,
         };
         for option in parts {
             net.option(option)?;
@@ -81,6 +83,7 @@ impl NetArg {
             Some(("filter", file)) if self.kind != Kind::None && !file.is_empty() => {
                 self.filter = Some(file.into());
             }
+            None if option == "isolated" && is_user => self.isolated = true,
             Some(("vlan", vlan)) if matches!(self.kind, Kind::Switch(_)) => {
                 let vlan = vlan.parse().ok().filter(|vlan| (1..4095).contains(vlan));
                 self.vlan = Some(vlan.ok_or("a VLAN is from 1 to 4094")?);
@@ -123,6 +126,7 @@ impl NetArg {
                 let mut config = UserConfig::default();
                 config.forwards.clone_from(&self.forwards);
                 config.mtu = self.mtu.unwrap_or(config.mtu);
+                config.isolated = self.isolated;
                 Some(Arc::new(UserNet::start(config, None)?))
             }
             Kind::Switch(name) => Some(Arc::new(SwitchNet::start(SwitchConfig {

@@ -14,6 +14,7 @@ mod input;
 mod interpreter_step;
 mod interrupts;
 mod kernel_loader;
+mod networks;
 mod page_walk;
 mod pci_config;
 mod saved_state;
@@ -24,6 +25,7 @@ pub use input::Input;
 pub use interpreter_step::interpreter_step;
 pub use interrupts::interrupts;
 pub use kernel_loader::kernel_loader;
+pub use networks::{packet_filter, user_network};
 pub use page_walk::page_walk;
 pub use pci_config::pci_config;
 pub use saved_state::saved_state;
@@ -33,13 +35,15 @@ pub use virtqueue::virtqueue;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     ("fw_cfg", fw_cfg),
     ("interpreter_step", interpreter_step),
     ("interrupts", interrupts),
     ("kernel_loader", kernel_loader),
+    ("packet_filter", packet_filter),
     ("page_walk", page_walk),
     ("pci_config", pci_config),
     ("saved_state", saved_state),
+    ("user_network", user_network),
     ("virtqueue", virtqueue),
 ];

@@ -75,8 +75,10 @@ smoke_tests!(
     interpreter_step,
     interrupts,
     kernel_loader,
+    packet_filter,
     page_walk,
     pci_config,
     saved_state,
+    user_network,
     virtqueue
 );

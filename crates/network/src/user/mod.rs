@@ -72,6 +72,8 @@ pub struct UserConfig {
     pub mtu: u16,
     /// Where the host's name servers are named, in the form of resolv.conf(5).
     pub resolv_conf: PathBuf,
+    /// Whether guests reach nothing but the network itself: neither the host nor the Internet.
+    pub isolated: bool,
     /// Leases of earlier, as [`SaveLeases`] got them.
     pub leases: String,
     plan: Plan,
@@ -84,6 +86,7 @@ impl Default for UserConfig {
             forwards: Vec::new(),
             mtu: plan.mtu,
             resolv_conf: "/etc/resolv.conf".into(),
+            isolated: false,
             leases: String::new(),
             plan,
         }
@@ -146,7 +149,8 @@ impl UserNet {
     pub fn start(config: UserConfig, save: Option<SaveLeases>) -> Result<Self, NetworkError> {
         let failed = |cause| NetworkError::Host { action: "start a network", cause };
         let mtu = config.mtu.clamp(UserConfig::MIN_MTU, UserConfig::MAX_MTU);
-        let config = UserConfig { plan: Plan { mtu, ..config.plan }, ..config };
+        let config =
+            UserConfig { plan: Plan { mtu, isolated: config.isolated, ..config.plan }, ..config };
         let out = Arc::new(FrameQueue::default());
         let nat = Nat::new(&config, Arc::clone(&out))?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);

@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) dns6: Ipv6Addr,
     /// The largest IP packet in bytes.
     pub(crate) mtu: u16,
+    /// Whether guests reach nothing of the host's world.
+    pub(crate) isolated: bool,
 }
 
 impl Default for Plan {
@@ -59,6 +61,7 @@ impl Default for Plan {
             link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
             dns6: host6(3),
             mtu: 65_520,
+            isolated: false,
         }
     }
 }
@@ -95,6 +98,13 @@ impl Plan {
 
     /// What a guest reaches at `to`.
     pub(crate) fn target(&self, to: SocketAddr, resolver: &Resolver) -> Target {
+        match self.open_target(to, resolver) {
+            Target::Host(_) if self.isolated => Target::Nobody,
+            target => target,
+        }
+    }
+
+    fn open_target(&self, to: SocketAddr, resolver: &Resolver) -> Target {
         let address = to.ip();
         let is_dns = address == IpAddr::V4(self.dns) || address == IpAddr::V6(self.dns6);
         if is_dns {

@@ -266,3 +266,16 @@ fn leases_are_given_to_whoever_keeps_them() {
     assert_eq!(text, format!("{ADDRESS} {MAC} -\n"));
     assert_eq!(guest.net.mtu(), Some(65_520));
 }
+
+#[test]
+fn an_isolated_guest_reaches_nobody() {
+    let guest = Guest::with(UserConfig { isolated: true, ..UserConfig::default() });
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    for to in [SocketAddr::new(GATEWAY.into(), port), "192.0.2.1:80".parse().unwrap()] {
+        guest.udp(4000, to, b"x");
+        assert_eq!(guest.got().packet[..2], [3, 3], "{to}");
+    }
+    ask_dhcp(&guest, &dhcp(1, &[]));
+    assert_eq!(option(&guest.got().packet[8..], 53), Some(&[2][..]));
+}
