@@ -4,18 +4,21 @@
 //! what the host offers: a terminal, a file, a network. Front ends depend on these traits, never
 //! on files or sockets.
 //!
-//! Key types: [`ConsoleOutput`], [`ConsoleInput`], [`Disk`], [`Entropy`], [`NetBackend`].
+//! Key types: [`ConsoleOutput`], [`ConsoleInput`], [`Disk`] with [`DiskRequest`], [`Entropy`],
+//! [`NetBackend`].
 //!
 //! Neighbours: `chipset` (UART) and `virtio` are front ends; `cli` and `lifecycle` provide the
 //! terminal, `storage` disks, `network` networks.
 
 #![forbid(unsafe_code)]
 
+mod buffer;
 mod disk;
 mod entropy;
 mod net;
 
-pub use disk::{Disk, MemoryDisk, SECTOR};
+pub use buffer::Buffer;
+pub use disk::{Disk, DiskDone, DiskOperation, DiskRequest, MemoryDisk, RateLimit, SECTOR};
 pub use entropy::{Entropy, HostEntropy};
 pub use net::{
     Counter, Frame, MAX_FRAME, MacAddress, NetBackend, Offload, PartialChecksum, Segmentation,

@@ -197,6 +197,16 @@ impl Reader<'_> {
         self.cursor.left()
     }
 
+    /// Leaves out the next `bytes`, or all that are left.
+    pub fn skip(&mut self, bytes: u64) {
+        let mut left = bytes;
+        while left != 0
+            && let Some((_, skipped)) = self.cursor.next(left)
+        {
+            left -= skipped;
+        }
+    }
+
     /// Fills `to`.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub enum QueueError {
         /// How many.
         by: u16,
     },
+    /// More requests are under way than the ring has room for.
+    Crowd,
     /// A descriptor is outside its table.
     Descriptor {
         /// Its index.
@@ -58,6 +60,7 @@ impl fmt::Display for QueueError {
         match self {
             Self::NotRam { gpa } => write!(f, "address {gpa:#x} is not RAM"),
             Self::Jump { by } => write!(f, "the available index jumped by {by}"),
+            Self::Crowd => f.write_str("more requests are under way than there is room for"),
             Self::Descriptor { index } => write!(f, "there is no descriptor {index}"),
             Self::Loop { head } => write!(f, "the chain from descriptor {head} does not end"),
             Self::Indirect { index } => write!(f, "descriptor {index} is indirect and wrong"),
@@ -150,12 +153,23 @@ impl Queue {
                 return Ok(None);
             }
         }
+        if self.next_available.wrapping_sub(self.next_used) >= self.size {
+            return Err(QueueError::Crowd);
+        }
         let entry = u64::from(self.next_available & (self.size - 1));
         let at = self.driver.saturating_add(AVAILABLE_RING + AVAILABLE_ENTRY * entry);
         let head = load(dma, at)?;
-        let chain = Chain::walk(dma, self.descriptors, self.size, head, features.indirect)?;
+        let chain = self.chain(dma, head, features)?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(chain))
+    }
+
+    /// The buffers of the request that begins with descriptor `head`.
+    ///
+    /// # Errors
+    /// [`QueueError`]: the chain makes no sense.
+    pub fn chain(&self, dma: &Dma, head: u16, features: RingFeatures) -> Result<Chain, QueueError> {
+        Chain::walk(dma, self.descriptors, self.size, head, features.indirect)
     }
 
     /// Number of requests that wait.

@@ -1,6 +1,7 @@
 //! When a device's thread works: it is kicked, paused and ended by others.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The state of a device's thread.
 #[derive(Default)]
@@ -15,6 +16,8 @@ struct Flags {
     kicked: bool,
     /// It may be done.
     running: bool,
+    /// When there may be something to do although nobody says so.
+    alarm: Option<Instant>,
     /// It is being done.
     busy: bool,
     ended: bool,
@@ -35,6 +38,12 @@ impl Control {
     pub(crate) fn kick(&self) {
         self.lock().kicked = true;
         self.changed.notify_all();
+    }
+
+    /// There may be something to do at this time.
+    pub(crate) fn kick_at(&self, at: Instant) {
+        let mut flags = self.lock();
+        flags.alarm = Some(flags.alarm.map_or(at, |alarm| alarm.min(at)));
     }
 
     /// Lets the thread work. It looks for what came before.
@@ -70,11 +79,17 @@ impl Control {
     pub(crate) fn serve(&self, work: impl Fn()) {
         let mut flags = self.lock();
         while !flags.ended {
-            if !(flags.running && flags.kicked) {
-                flags = self.wait(flags);
+            let now = Instant::now();
+            let rung = flags.alarm.is_some_and(|at| at <= now);
+            if !(flags.running && (flags.kicked || rung)) {
+                flags = match flags.alarm.filter(|_| flags.running) {
+                    Some(at) => self.wait_until(flags, at.saturating_duration_since(now)),
+                    None => self.wait(flags),
+                };
                 continue;
             }
             flags.kicked = false;
+            flags.alarm = None;
             flags.busy = true;
             drop(flags);
             let busy = Busy(self);
@@ -86,6 +101,14 @@ impl Control {
 
     fn lock(&self) -> MutexGuard<'_, Flags> {
         self.flags.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_until<'a>(
+        &self,
+        flags: MutexGuard<'a, Flags>,
+        time: Duration,
+    ) -> MutexGuard<'a, Flags> {
+        self.changed.wait_timeout(flags, time).unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn wait<'a>(&self, flags: MutexGuard<'a, Flags>) -> MutexGuard<'a, Flags> {

@@ -1,4 +1,8 @@
 use backend::MemoryDisk;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 use super::*;
 use crate::Segment;
@@ -122,6 +126,50 @@ fn a_read_only_disk_is_not_written() {
     assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[], &[(0x8000, 512)]), (0, Ok(513)));
 }
 
+impl Rig {
+    /// Executes a request with a range: sector, sectors, flags; gives its status.
+    fn range(&self, kind: u32, sector: u64, sectors: u32, flags: u32) -> u8 {
+        let mut range = sector.to_le_bytes().to_vec();
+        range.extend(sectors.to_le_bytes());
+        range.extend(flags.to_le_bytes());
+        self.dma.write(0x8000, &range).unwrap();
+        self.request(kind, 0, &[(0x8000, 16)], &[]).0
+    }
+}
+
+#[test]
+fn ranges_are_made_zero_or_discarded() {
+    let rig = Rig::new(MemoryDisk::new(16));
+    rig.disk.write(0, &[7; 16 * 512]).unwrap();
+    assert_eq!(rig.range(VIRTIO_BLK_T_WRITE_ZEROES, 2, 3, 1), 0);
+    assert_eq!(rig.disk.content()[2 * 512..5 * 512], [0; 3 * 512]);
+    assert_eq!(rig.disk.content()[5 * 512..], [7; 11 * 512]);
+    assert_eq!(rig.range(VIRTIO_BLK_T_DISCARD, 2, 14, 0), 0);
+    for (kind, sector, sectors, flags, status) in [
+        (VIRTIO_BLK_T_WRITE_ZEROES, 2, 15, 0, 1),
+        (VIRTIO_BLK_T_WRITE_ZEROES, 2, 0, 0, 1),
+        (VIRTIO_BLK_T_WRITE_ZEROES, 2, 1, 2, 2),
+        (VIRTIO_BLK_T_DISCARD, 2, 1, 1, 2),
+        (VIRTIO_BLK_T_DISCARD, u64::MAX, u32::MAX, 0, 1),
+    ] {
+        assert_eq!(rig.range(kind, sector, sectors, flags), status, "{kind} {sector} {sectors}");
+    }
+    assert_eq!(rig.request(VIRTIO_BLK_T_DISCARD, 0, &[(0x8000, 32)], &[]).0, 1, "two ranges");
+    let rig = Rig::new(MemoryDisk::new(16).read_only());
+    assert_eq!(rig.range(VIRTIO_BLK_T_WRITE_ZEROES, 0, 1, 0), 1);
+    assert_eq!(rig.range(VIRTIO_BLK_T_DISCARD, 0, 1, 0), 1);
+}
+
+#[test]
+fn a_guest_with_several_cpus_finds_several_queues() {
+    let block = Block::new(Arc::new(MemoryDisk::new(16)), "disk0");
+    assert_eq!((block.queues().len(), block.features() >> VIRTIO_BLK_F_MQ & 1), (1, 0));
+    let block = block.with_queues(4);
+    assert_eq!((block.queues().len(), block.features() >> VIRTIO_BLK_F_MQ & 1), (4, 1));
+    assert_eq!(block.config()[34..36], [4, 0]);
+    assert_eq!(block.with_queues(99).queues().len(), 8);
+}
+
 #[test]
 fn requests_without_sense_fail() {
     let rig = Rig::new(MemoryDisk::new(16));
@@ -134,7 +182,7 @@ fn requests_without_sense_fail() {
         assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[], &buffer(len)).0, 1, "{len}");
         assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &buffer(len), &[]).0, 1, "{len}");
     }
-    for kind in [2, 3, 11, 13, 14, 0x8000_0000, u32::MAX] {
+    for kind in [2, 3, 10, 12, 14, 0x8000_0000, u32::MAX] {
         assert_eq!(rig.request(kind, 0, &[], &buffer(512)), (2, Ok(1)), "type {kind}");
     }
     let huge: Vec<_> = vec![(0x8000, 0xffff_fe00); 254];

@@ -34,6 +34,11 @@ pub(super) struct State {
     pub(super) layout: Layout,
     /// Requests that were taken and not returned.
     in_flight: u32,
+    /// Requests that were put off: index of the queue, first descriptor. They are the first to be
+    /// taken when the device works again.
+    pub(super) put_off: Vec<(u16, u16)>,
+    /// They can be tried again.
+    retry: bool,
     /// The driver wants a reset, which waits for those requests.
     resetting: bool,
     /// Counts resets, so that the result of a request from before is not taken for a new one's.
@@ -44,8 +49,18 @@ impl State {
     pub(super) fn new(kind: DeviceKind, features: u64, queues: &[u16]) -> Self {
         let (config, msix, layout) = layout::function(kind, queues.len() as u16);
         let common = Common::new(features, msix.count(), queues);
-        let (in_flight, resetting) = (0, false);
-        Self { config, msix, common, isr: 0, layout, in_flight, resetting, life: 0 }
+        Self {
+            config,
+            msix,
+            common,
+            isr: 0,
+            layout,
+            in_flight: 0,
+            put_off: Vec::new(),
+            retry: false,
+            resetting: false,
+            life: 0,
+        }
     }
 
     /// The level of INTA#.
@@ -66,6 +81,7 @@ impl State {
         self.common.reset();
         self.isr = 0;
         self.in_flight = 0;
+        self.put_off.clear();
         self.resetting = false;
         self.life = self.life.wrapping_add(1);
         effects.reset = true;
@@ -124,7 +140,15 @@ impl State {
         }
         let features = self.common.driver_features;
         let ring = self.common.queues.get_mut(queue).filter(|queue| queue.enabled)?;
-        match ring.pop(dma, RingFeatures::new(features)) {
+        let put_off = self.put_off.iter().position(|(of, _)| usize::from(*of) == queue);
+        let next = match put_off.filter(|_| self.retry) {
+            Some(index) => {
+                let (_, head) = self.put_off.remove(index);
+                ring.chain(dma, head, RingFeatures::new(features)).map(Some)
+            }
+            None => ring.pop(dma, RingFeatures::new(features)),
+        };
+        match next {
             Ok(chain) => {
                 let chain = chain?;
                 self.in_flight += 1;
@@ -168,6 +192,29 @@ impl State {
         if let Some(ring) = self.common.queues.get_mut(queue) {
             ring.next_available = ring.next_available.wrapping_sub(count);
         }
+    }
+
+    /// A request that was taken cannot be done now.
+    pub(super) fn put_off(
+        &mut self,
+        (queue, life): (usize, u64),
+        head: u16,
+        effects: &mut Effects,
+    ) {
+        if self.leaves(life, 1, effects) {
+            self.retry = false;
+            self.put_off.push((queue as u16, head));
+        }
+    }
+
+    /// What was put off can be tried again.
+    pub(super) fn retry(&mut self) {
+        self.retry = true;
+    }
+
+    /// No request is under way.
+    pub(super) fn is_drained(&self) -> bool {
+        self.in_flight == 0
     }
 
     /// The driver broke the rules with a request.

@@ -4,7 +4,8 @@
 //! ISR status, device configuration, notifications. The structures can also be reached through
 //! configuration space (4.1.4.9).
 //!
-//! The device's thread takes requests and returns them ([`Requests`]). A driver that resets the
+//! The device's thread takes requests and returns them ([`Requests`]), or other threads return them
+//! later ([`Pending`](crate::Pending)). A driver that resets the
 //! device meanwhile reads a status that is not 0 until none is under way (4.1.4.3.1), so that the
 //! vCPU need not wait for it here.
 
@@ -17,16 +18,17 @@ mod tests;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use device::{Device, InterruptLine, MsiSender};
 use pci::{Function, MappedBar, STATUS_INTERRUPT, register};
 
 use crate::worker::Control;
-use crate::{Dma, VirtioDevice};
+use crate::{DeviceError, Dma, VirtioDevice};
 use function::{Effects, State};
 use layout::{MSIX_BAR, REGISTER_BAR, Window};
+pub(crate) use requests::Job;
 pub use requests::Requests;
 
 /// A virtio device on the PCI bus. It is made paused. Dropping it ends its thread.
@@ -35,12 +37,14 @@ pub struct VirtioPci {
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     device: Box<dyn VirtioDevice>,
     dma: Dma,
     messages: Arc<dyn MsiSender>,
     line: Arc<dyn InterruptLine>,
     state: Mutex<State>,
+    /// Nothing is under way any more.
+    drained: Condvar,
     control: Control,
     requests: AtomicU64,
 }
@@ -65,6 +69,7 @@ impl VirtioPci {
             messages,
             line,
             state: Mutex::new(state),
+            drained: Condvar::new(),
             control: Control::default(),
             requests: AtomicU64::new(0),
         });
@@ -77,19 +82,21 @@ impl VirtioPci {
         let served = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name(kind.name.to_owned())
-            .spawn(move || served.control.serve(|| served.serve_queues()))?;
+            .spawn(move || served.control.serve(|| Shared::serve_queues(&served)))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Lets the device work.
+    /// Lets the device work. What was put off is tried again.
     pub fn resume(&self) {
+        self.shared.lock().retry();
         self.shared.control.resume();
     }
 
-    /// Keeps the device from working; returns when the request that it executes is done. What the
-    /// driver has asked for besides stays in its rings.
+    /// Keeps the device from working; returns when the requests that it has taken are done. What
+    /// the driver has asked for besides stays in its rings.
     pub fn pause(&self) {
         self.shared.control.pause();
+        self.shared.drain();
     }
 
     /// Brings what the device holds back to where it survives a failure of the host. It is paused.
@@ -159,9 +166,64 @@ impl Shared {
     }
 
     /// What the thread does when it was kicked.
-    fn serve_queues(&self) {
-        for index in 0..self.device.queues().len() {
-            Requests::serve(self, index);
+    fn serve_queues(this: &Arc<Self>) {
+        for index in 0..this.device.queues().len() {
+            Requests::serve(this, index);
+        }
+    }
+
+    /// Guest memory.
+    pub(crate) fn dma(&self) -> &Dma {
+        &self.dma
+    }
+
+    /// A request that was under way is done. Unless others follow at once (`more`), the driver is
+    /// told.
+    pub(crate) fn finish(&self, job: &Job, result: Result<u32, DeviceError>, more: bool) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.update(|state, effects| {
+            match result {
+                Ok(written) => {
+                    let done = [(job.chain.head, written)];
+                    state.finish((job.queue, job.life), &done, &self.dma, effects);
+                }
+                Err(DeviceError) => state.refuse(job.life, 1, effects),
+            }
+            self.note_drained(state);
+        });
+        if !more {
+            self.tell_all();
+        }
+    }
+
+    /// A request is put off until [`VirtioPci::resume`].
+    pub(crate) fn put_off(&self, job: &Job) {
+        self.update(|state, effects| {
+            state.put_off((job.queue, job.life), job.chain.head, effects);
+            self.note_drained(state);
+        });
+    }
+
+    /// Tells the driver what it wants to know of finished requests, of every queue.
+    fn tell_all(&self) {
+        self.update(|state, effects| {
+            for index in 0..self.device.queues().len() {
+                state.tell(index, &self.dma, effects);
+            }
+        });
+    }
+
+    fn note_drained(&self, state: &State) {
+        if state.is_drained() {
+            self.drained.notify_all();
+        }
+    }
+
+    /// Waits until no request is under way.
+    fn drain(&self) {
+        let mut state = self.lock();
+        while !state.is_drained() {
+            state = self.drained.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

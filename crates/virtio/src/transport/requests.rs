@@ -1,19 +1,21 @@
 //! The requests of one queue, as its device takes and returns them.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use crate::{Chain, Dma};
+use crate::{Chain, Dma, Pending};
 
 /// A driver is told of finished requests when nothing is left to do, or after this time.
 const OVERDUE: Duration = Duration::from_micros(100);
 
 /// The requests of one queue, while the device's thread serves it. What was taken is returned by
-/// [`Requests::finish`] or [`Requests::untake`] before the thread leaves the queue: a request that
-/// is not, counts as one with which the driver broke the rules.
+/// [`Requests::finish`] or [`Requests::untake`] before the thread leaves the queue, or it is begun by
+/// [`Requests::begin`] and returned at any time: a request that is not, counts as one with which
+/// the driver broke the rules.
 pub struct Requests<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     queue: usize,
     features: u64,
     /// The device's life in which the requests were taken.
@@ -24,9 +26,20 @@ pub struct Requests<'a> {
     untold: Option<Instant>,
 }
 
+/// A request that is under way when the thread has left its queue.
+pub(crate) struct Job {
+    pub(crate) chain: Chain,
+    /// Negotiated features.
+    pub(crate) features: u64,
+    /// Index of its queue.
+    pub(crate) queue: usize,
+    /// The device's life that it belongs to.
+    pub(super) life: u64,
+}
+
 impl<'a> Requests<'a> {
     /// Lets the device serve a queue, and tells the driver.
-    pub(super) fn serve(shared: &'a Shared, queue: usize) {
+    pub(super) fn serve(shared: &'a Arc<Shared>, queue: usize) {
         let (features, life) = {
             let state = shared.lock();
             (state.common.driver_features, state.life)
@@ -92,6 +105,18 @@ impl<'a> Requests<'a> {
         self.shared.update(|state, effects| state.untake(at, count, effects));
     }
 
+    /// Begins a request that was taken: it is returned later, by any thread.
+    pub fn begin(&mut self, chain: Chain) -> Pending {
+        self.taken -= 1;
+        let (features, queue, life) = (self.features, self.queue, self.life);
+        Pending::new(Arc::clone(self.shared), Job { chain, features, queue, life })
+    }
+
+    /// Has the device's queues served again at this time.
+    pub fn come_again_at(&self, at: Instant) {
+        self.shared.control.kick_at(at);
+    }
+
     /// Has the device's queues served again when the thread is through with them: for a device that
     /// lets another queue go first.
     pub fn come_again(&self) {
@@ -99,7 +124,7 @@ impl<'a> Requests<'a> {
     }
 
     /// Interrupts the driver, if it wants to know, for what was returned.
-    fn tell(&mut self) {
+    pub fn tell(&mut self) {
         self.untold = None;
         let (dma, queue) = (&self.shared.dma, self.queue);
         self.shared.update(|state, effects| state.tell(queue, dma, effects));

@@ -26,6 +26,9 @@ struct SavedVirtio {
     status: u8,
     queue_select: u16,
     queues: Vec<SavedQueue>,
+    /// Requests that were put off: index of the queue, first descriptor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    put_off: Vec<(u16, u16)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -107,6 +110,13 @@ fn is_vector(vector: u16, vectors: u16) -> bool {
 }
 
 impl SavedVirtio {
+    /// Whether what was put off can be in the queues.
+    fn put_off_fits(&self) -> bool {
+        let room: usize = self.queues.iter().map(|queue| usize::from(queue.size)).sum();
+        self.put_off.len() <= room
+            && self.put_off.iter().all(|(queue, _)| usize::from(*queue) < self.queues.len())
+    }
+
     /// The registers, if they can be those of a device like `fresh`.
     fn common(&self, fresh: &Common) -> Option<Common> {
         let possible = self.status & !(status::DRIVERS | status::NEEDS_RESET) == 0
@@ -140,7 +150,7 @@ impl Persist for VirtioPci {
 
     fn save(&self, instance: &str) -> Result<Section, StateError> {
         let state = self.shared.lock();
-        let State { config, msix, common, isr, layout: _, .. } = &*state;
+        let State { config, msix, common, isr, put_off, layout: _, .. } = &*state;
         let Common {
             offered: _,
             vectors: _,
@@ -165,6 +175,7 @@ impl Persist for VirtioPci {
             status: *status,
             queue_select: *queue_select,
             queues: queues.iter().map(SavedQueue::of).collect(),
+            put_off: put_off.clone(),
         };
         Section::encode(instance, &saved)
     }
@@ -181,7 +192,7 @@ impl Persist for VirtioPci {
         }
         self.shared.update(|state, _| {
             let common = saved.common(&state.common);
-            let common = common.filter(|_| saved.isr & !ISR_BITS == 0);
+            let common = common.filter(|_| saved.isr & !ISR_BITS == 0 && saved.put_off_fits());
             let common =
                 common.ok_or_else(|| section.invalid("a register cannot have its value"))?;
             let fits = state.config.restore(&saved.config) && state.msix.restore(&saved.vectors);
@@ -189,6 +200,7 @@ impl Persist for VirtioPci {
                 return Err(section.invalid("this is not a PCI function like this one"));
             }
             (state.common, state.isr) = (common, saved.isr);
+            state.put_off = saved.put_off;
             Ok(())
         })?;
         self.shared.publish();

@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use backend::{Disk, HostEntropy, MemoryDisk};
+use backend::{Disk, DiskDone, DiskOperation, DiskRequest, HostEntropy, MemoryDisk};
 use device::Message;
 use device::testing::RecordingLine;
 
@@ -264,6 +264,115 @@ fn a_reset_waits_for_the_request_and_no_vcpu_waits_for_the_reset() {
     slow.go.store(true, Ordering::SeqCst);
     rig.wait("the reset", |rig| rig.read(STATUS) == 0);
     assert_eq!(rig.ring.used_index(), 0, "the request is forgotten");
+}
+
+/// A disk that keeps requests until they are let go.
+#[derive(Default)]
+struct HoldingDisk {
+    held: Mutex<Vec<(DiskRequest, DiskDone)>>,
+}
+
+impl HoldingDisk {
+    fn held(&self) -> usize {
+        self.held.lock().unwrap().len()
+    }
+
+    /// Ends the last request that is held.
+    fn end(&self, result: io::Result<()>) {
+        let (request, done) = self.held.lock().unwrap().pop().expect("a request");
+        done(request, result, false);
+    }
+}
+
+impl Disk for HoldingDisk {
+    fn len(&self) -> u64 {
+        1 << 20
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, _offset: u64, _to: &mut [u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _offset: u64, _from: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn submit(&self, request: DiskRequest, done: DiskDone) {
+        // The driver of these tests has not negotiated flushes: each write ends with one.
+        if request.operation == DiskOperation::Flush {
+            return done(request, Ok(()), false);
+        }
+        self.held.lock().unwrap().push((request, done));
+    }
+}
+
+/// A started device with a disk that holds what it is asked for, and so many requests.
+fn held(requests: usize) -> (Rig, Arc<HoldingDisk>) {
+    let (ring, _) = Ring::new(8);
+    let (disk, line) = (Arc::new(HoldingDisk::default()), RecordingLine::new());
+    let (pci, inbox) = disk_device(Arc::clone(&disk) as _, &ring.dma, &line);
+    pci.resume();
+    let rig = Rig { pci, ring, disk: Arc::new(MemoryDisk::new(1)), line, inbox };
+    rig.start();
+    (0..requests).for_each(|_| rig.offer(1, 1));
+    rig.notify();
+    rig.wait("the requests", |_| disk.held() == requests);
+    (rig, disk)
+}
+
+#[test]
+fn many_requests_are_under_way_and_a_reset_waits_for_all() {
+    let (rig, disk) = held(3);
+    assert_eq!(rig.ring.used_index(), 0);
+    disk.end(Ok(()));
+    assert_eq!((rig.ring.used_index(), rig.line.level()), (1, true));
+    rig.write(STATUS, &[0]);
+    disk.end(Ok(()));
+    assert_eq!(rig.read(STATUS), 15, "one is still under way");
+    disk.end(Err(io::ErrorKind::Other.into()));
+    assert_eq!((rig.read(STATUS), rig.ring.used_index()), (0, 1));
+}
+
+#[test]
+fn a_full_host_puts_requests_off_until_the_device_is_resumed() {
+    let (rig, disk) = held(2);
+    disk.end(Err(io::ErrorKind::StorageFull.into()));
+    rig.offer(1, 1);
+    rig.notify();
+    rig.wait("the third request", |_| disk.held() == 2);
+    disk.end(Ok(()));
+    disk.end(Ok(()));
+    rig.pci.pause();
+    assert_eq!((rig.ring.used_index(), rig.read(STATUS)), (2, 15));
+    let section = state::Persist::save(&rig.pci, "0").unwrap();
+    rig.pci.resume();
+    rig.wait("another try", |_| disk.held() == 1);
+    disk.end(Ok(()));
+    assert_eq!(rig.ring.used_index(), 3);
+    // A device that was saved meanwhile knows of it too.
+    let line = RecordingLine::new();
+    let (other, _) = disk_device(Arc::clone(&disk) as _, &rig.ring.dma, &line);
+    state::Persist::restore(&other, &section).unwrap();
+    other.resume();
+    rig.wait("a try of the restored device", |_| disk.held() == 1);
+    disk.end(Ok(()));
+}
+
+#[test]
+fn a_driver_with_more_requests_than_its_ring_has_room_for_is_stopped() {
+    let (rig, disk) = held(8);
+    rig.offer(1, 1);
+    rig.notify();
+    rig.wait("DEVICE_NEEDS_RESET", |rig| rig.read(STATUS) == 0x4f);
+    (0..8).for_each(|_| disk.end(Ok(())));
 }
 
 #[test]
