@@ -137,26 +137,39 @@ pub trait Disk: Send + Sync {
     /// As [`write`](Self::write).
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         let _ = unmap;
-        let zeros = Buffer::new(len.min(ZEROS as u64) as usize);
-        let mut done = 0;
-        while done < len {
-            let part = (len - done).min(ZEROS as u64);
-            self.write(offset + done, &zeros[..part as usize])?;
-            done += part;
-        }
-        Ok(())
+        write_zeros(self, offset, len)
     }
 
     /// Begins a request, and calls `done` when it is done: before this returns, or later from a
     /// thread of the disk. Requests that are under way together may be done in any order. It may
     /// wait for [`commit`](Self::commit) to begin.
-    fn submit(&self, mut request: DiskRequest, done: DiskDone) {
-        let result = request.execute(self);
-        done(request, result, true);
+    fn submit(&self, request: DiskRequest, done: DiskDone) {
+        submit_now(self, request, done);
     }
 
     /// Everything that was submitted begins now.
     fn commit(&self) {}
+}
+
+/// Executes a request and waits for it: [`Disk::submit`] of disks that have no other means.
+pub fn submit_now<D: Disk + ?Sized>(disk: &D, mut request: DiskRequest, done: DiskDone) {
+    let result = request.execute(disk);
+    done(request, result, false);
+}
+
+/// Writes zeros one by one: [`Disk::write_zeroes`] of disks that have no other means.
+///
+/// # Errors
+/// As [`Disk::write`].
+pub fn write_zeros<D: Disk + ?Sized>(disk: &D, offset: u64, len: u64) -> io::Result<()> {
+    let zeros = Buffer::new(len.min(ZEROS as u64) as usize);
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(ZEROS as u64);
+        disk.write(offset + done, &zeros[..part as usize])?;
+        done += part;
+    }
+    Ok(())
 }
 
 /// A disk in memory; for tests.

@@ -18,7 +18,10 @@ mod entropy;
 mod net;
 
 pub use buffer::Buffer;
-pub use disk::{Disk, DiskDone, DiskOperation, DiskRequest, MemoryDisk, RateLimit, SECTOR};
+pub use disk::{
+    Disk, DiskDone, DiskOperation, DiskRequest, MemoryDisk, RateLimit, SECTOR, submit_now,
+    write_zeros,
+};
 pub use entropy::{Entropy, HostEntropy};
 pub use net::{
     Counter, Frame, MAX_FRAME, MacAddress, NetBackend, Offload, PartialChecksum, Segmentation,

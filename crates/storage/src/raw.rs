@@ -1,93 +1,112 @@
 //! Raw images.
 
-use std::fs::{File, TryLockError};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backend::Disk;
-use thiserror::Error;
+use backend::{Buffer, Disk, DiskDone, DiskRequest, SECTOR};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::io::Errno;
 
-/// Why a file cannot be a disk.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StorageError {
-    /// Somebody else has it.
-    #[error(
-        "disk image {name} is in use by another VM or program; end that first, or let both open \
-         it with readonly"
-    )]
-    InUse {
-        /// The image.
-        name: String,
-    },
-    /// It is neither a file nor a block device.
-    #[error("disk image {name} is neither a file nor a block device; give one of these")]
-    NoFile {
-        /// The image.
-        name: String,
-    },
-    /// Its size is no disk's.
-    #[error(
-        "disk image {name} has {bytes} bytes, and a disk has a multiple of {}, and not none; set \
-         its size with `truncate --size`",
-        backend::SECTOR
-    )]
-    BadSize {
-        /// The image.
-        name: String,
-        /// Its size.
-        bytes: u64,
-    },
-    /// The host failed.
-    #[error("cannot {action} disk image {name}: {cause}")]
-    Host {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// The image.
-        name: String,
-        /// What the host said.
-        cause: io::Error,
-    },
-}
+use crate::uring::Uring;
+use crate::{StorageError, file};
+
+/// The block size of disks that have no smaller one.
+const LARGE_BLOCK: u64 = 4096;
 
 /// A raw image, locked while this lives.
 #[derive(Debug)]
 pub struct RawDisk {
+    image: Arc<RawFile>,
+    ring: Option<Uring>,
+}
+
+/// The file of a raw image, as those who execute requests share it.
+#[derive(Debug)]
+pub(crate) struct RawFile {
     file: File,
     len: u64,
     read_only: bool,
-    /// Whether something was written since the last flush.
+    block_size: u64,
+    /// Whether something was written since the last flush began.
     unflushed: AtomicBool,
 }
 
 impl RawDisk {
     /// The image in `file`, which messages call `name`; open for reading, and for writing unless
-    /// `read_only`.
+    /// `read_only`. Requests are executed one after the other.
     ///
     /// # Errors
     /// [`StorageError`] for what is in use, is no disk, or cannot be looked at.
     pub fn open(file: File, name: &str, read_only: bool) -> Result<Self, StorageError> {
-        let host = |action, cause| StorageError::Host { action, name: name.to_owned(), cause };
-        let kind = file.metadata().map_err(|e| host("look at", e))?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(StorageError::NoFile { name: name.to_owned() });
+        let len = file::lock(&file, name, read_only)?;
+        let block_size = block_size(&file).map_err(|e| StorageError::host("read", name, e))?;
+        if len == 0 || !len.is_multiple_of(block_size) {
+            let (name, unit) = (name.to_owned(), block_size);
+            return Err(StorageError::BadSize { name, bytes: len, unit });
         }
-        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-        locked.map_err(|error| match error {
-            TryLockError::WouldBlock => StorageError::InUse { name: name.to_owned() },
-            TryLockError::Error(cause) => host("lock", cause),
-        })?;
-        // Unlike the metadata's, this size is also that of a block device.
-        let len = (&file).seek(SeekFrom::End(0)).map_err(|e| host("find the size of", e))?;
-        if len == 0 || !len.is_multiple_of(backend::SECTOR) {
-            return Err(StorageError::BadSize { name: name.to_owned(), bytes: len });
-        }
-        Ok(Self { file, len, read_only, unflushed: AtomicBool::new(false) })
+        let unflushed = AtomicBool::new(false);
+        let image = Arc::new(RawFile { file, len, read_only, block_size, unflushed });
+        Ok(Self { image, ring: None })
+    }
+
+    /// Lets the kernel execute requests by io_uring, many at once.
+    ///
+    /// # Errors
+    /// What the kernel says, when it has none, or none for this process; the disk is as before.
+    pub fn use_io_uring(&mut self) -> io::Result<()> {
+        self.ring = Some(Uring::new(Arc::clone(&self.image))?);
+        Ok(())
     }
 }
 
-impl Disk for RawDisk {
+/// The smallest block that can be read alone: without the page cache, that of the device.
+fn block_size(file: &File) -> io::Result<u64> {
+    if !rustix::fs::fcntl_getfl(file)?.contains(OFlags::DIRECT) {
+        return Ok(SECTOR);
+    }
+    let mut buffer = Buffer::new(SECTOR as usize);
+    match file.read_at(&mut buffer, 0) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(LARGE_BLOCK),
+        Err(error) => Err(error),
+        Ok(_) => Ok(SECTOR),
+    }
+}
+
+impl RawFile {
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether a flush has anything to do; then it is done by who asks.
+    pub(crate) fn begin_flush(&self) -> bool {
+        self.unflushed.swap(false, Ordering::AcqRel)
+    }
+
+    /// There is something to flush.
+    pub(crate) fn note_written(&self) {
+        self.unflushed.store(true, Ordering::Release);
+    }
+
+    /// Whether a write may be done at all; one beyond the end would let the file grow.
+    pub(crate) fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.checked_add(len);
+        if self.read_only || end.is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
+        let result = fallocate(&self.file, flags, offset, len);
+        self.note_written();
+        result
+    }
+}
+
+impl Disk for RawFile {
     fn len(&self) -> u64 {
         self.len
     }
@@ -96,100 +115,102 @@ impl Disk for RawDisk {
         self.read_only
     }
 
+    fn block_size(&self) -> u32 {
+        self.block_size as u32
+    }
+
     fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(to, offset)
     }
 
     fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
-        let end = offset.checked_add(from.len() as u64);
-        if self.read_only || end.is_none_or(|end| end > self.len) {
-            // A write beyond the end would let the file grow.
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        self.unflushed.store(true, Ordering::Release);
-        self.file.write_all_at(from, offset)
+        self.check_write(offset, from.len() as u64)?;
+        let result = self.file.write_all_at(from, offset);
+        self.note_written();
+        result
     }
 
     fn flush(&self) -> io::Result<()> {
-        if !self.unflushed.swap(false, Ordering::AcqRel) {
+        if !self.begin_flush() {
             return Ok(());
         }
-        self.file.sync_data().inspect_err(|_| self.unflushed.store(true, Ordering::Release))
+        self.file.sync_data().inspect_err(|_| self.note_written())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check_write(offset, len)?;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match self.allocate(flags, offset, len) {
+            // The space stays taken.
+            Err(error) if is_unsupported(error) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.check_write(offset, len)?;
+        let how = match unmap {
+            true => FallocateFlags::PUNCH_HOLE,
+            false => FallocateFlags::ZERO_RANGE,
+        };
+        match self.allocate(how | FallocateFlags::KEEP_SIZE, offset, len) {
+            Err(error) if is_unsupported(error) => backend::write_zeros(self, offset, len),
+            result => Ok(result?),
+        }
+    }
+}
+
+/// Whether the file system, or the device, cannot do it at all.
+fn is_unsupported(error: Errno) -> bool {
+    [Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::NODEV].contains(&error)
+}
+
+impl Disk for RawDisk {
+    fn len(&self) -> u64 {
+        self.image.len()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.image.is_read_only()
+    }
+
+    fn block_size(&self) -> u32 {
+        self.image.block_size()
+    }
+
+    fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.image.read(offset, to)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.image.write(offset, from)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.image.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.image.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.image.write_zeroes(offset, len, unmap)
+    }
+
+    fn submit(&self, request: DiskRequest, done: DiskDone) {
+        match &self.ring {
+            Some(ring) => ring.submit(request, done),
+            None => backend::submit_now(self, request, done),
+        }
+    }
+
+    fn commit(&self) {
+        if let Some(ring) = &self.ring {
+            ring.commit();
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use tempfile::TempDir;
-
-    use super::*;
-
-    fn image(bytes: usize) -> (TempDir, std::path::PathBuf) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk.img");
-        std::fs::write(&path, vec![0; bytes]).unwrap();
-        (folder, path)
-    }
-
-    fn open(path: &Path, read_only: bool) -> Result<RawDisk, StorageError> {
-        let file = File::options().read(true).write(!read_only).open(path).unwrap();
-        RawDisk::open(file, &path.display().to_string(), read_only)
-    }
-
-    #[test]
-    fn bytes_come_back_and_stay() {
-        let (_folder, path) = image(4096);
-        let disk = open(&path, false).unwrap();
-        assert_eq!((disk.len(), disk.is_read_only()), (4096, false));
-        disk.write(1000, b"hello").unwrap();
-        disk.flush().unwrap();
-        let mut read = [0; 7];
-        disk.read(999, &mut read).unwrap();
-        assert_eq!(&read, b"\0hello\0");
-        drop(disk);
-        assert_eq!(&std::fs::read(&path).unwrap()[1000..1005], b"hello");
-    }
-
-    #[test]
-    fn a_second_opening_is_refused_by_name() {
-        let (_folder, path) = image(512);
-        let first = open(&path, false).unwrap();
-        for read_only in [false, true] {
-            let error = open(&path, read_only).unwrap_err().to_string();
-            assert!(error.contains("disk.img is in use"), "{error}");
-        }
-        drop(first);
-        let readers = [open(&path, true).unwrap(), open(&path, true).unwrap()];
-        assert!(matches!(open(&path, false), Err(StorageError::InUse { .. })));
-        drop(readers);
-        open(&path, false).unwrap();
-    }
-
-    #[test]
-    fn what_is_no_disk_is_refused() {
-        for bytes in [0, 1, 511, 513] {
-            let (_folder, path) = image(bytes);
-            let error = open(&path, true).unwrap_err().to_string();
-            assert!(error.contains(&format!("{bytes} bytes")), "{error}");
-        }
-        let (folder, _) = image(512);
-        let error = open(folder.path(), true).unwrap_err();
-        assert!(matches!(error, StorageError::NoFile { .. }), "{error}");
-        assert!(matches!(open(Path::new("/dev/null"), true), Err(StorageError::NoFile { .. })));
-    }
-
-    #[test]
-    fn nothing_is_written_where_nothing_may_be() {
-        let (_folder, path) = image(512);
-        let disk = open(&path, true).unwrap();
-        assert!(disk.write(0, &[1]).is_err());
-        drop(disk);
-        let disk = open(&path, false).unwrap();
-        assert!(disk.write(511, &[1, 2]).is_err());
-        assert!(disk.write(u64::MAX, &[1]).is_err());
-        assert!(disk.read(512, &mut [0]).is_err());
-        assert_eq!(std::fs::read(&path).unwrap(), [0; 512]);
-    }
-}
+mod tests;
