@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use lifecycle::{Outcome, Vm, VmStats};
-use signal_hook::consts::signal::SIGTERM;
+use signal_hook::consts::signal::{SIGCONT, SIGTERM};
 
 use crate::args::RunArgs;
 use crate::console::escape::Key;
@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_millis(300);
 /// How long a killed VM is waited for before its output is given up.
 const STUCK: Duration = Duration::from_millis(300);
+/// How long a VM is paused before it is tried whether a full disk of the host has space again.
+const FULL: Duration = Duration::from_secs(5);
 
 const HELP: &str = "\
 Ctrl-A X       end the VM
@@ -41,6 +43,8 @@ enum Event {
     Signal(i32),
     Key(Key),
     OutputDone,
+    /// The host has no space for what the guest writes to this image.
+    DiskFull(String),
 }
 
 /// Runs a VM; returns the exit status.
@@ -76,7 +80,7 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     let debugger = args.gdb.as_ref().map(debug::Server::bind).transpose()?;
     let (events, queue) = channel();
     let output = start_output(&events)?;
-    let config = vm_config::config(args, Arc::clone(&output) as _, Use::Boot)?;
+    let config = vm_config::config(args, Arc::clone(&output) as _, Use::Boot, &when_full(&events))?;
     let vm = Arc::new(Vm::create(config)?);
     watch_signals(&events)?;
     watch_end(&vm, &events)?;
@@ -113,6 +117,11 @@ fn start_output(events: &Sender<Event>) -> anyhow::Result<Arc<Output>> {
     let events = events.clone();
     let done = move || drop(events.send(Event::OutputDone));
     Output::start(stdout, done).context("cannot start a thread")
+}
+
+fn when_full(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
+    let events = events.clone();
+    Arc::new(move |name| drop(events.send(Event::DiskFull(name.to_owned()))))
 }
 
 fn start_input(vm: &Vm, events: &Sender<Event>) -> io::Result<()> {
@@ -162,9 +171,13 @@ impl Session<'_> {
     fn wait_for_end(&self) -> (Outcome, u8) {
         let mut next: Option<(Instant, Next)> = None;
         let mut killed_with = status::SUCCESS;
+        let mut full = FullDisk::default();
         loop {
-            match self.event_before(next.as_ref().map(|(deadline, _)| *deadline)) {
+            let deadline = next.as_ref().map(|(deadline, _)| *deadline);
+            match self.event_before(deadline.into_iter().chain(full.retry_at).min()) {
                 Ok(Event::Ended(outcome)) => return (outcome, killed_with),
+                Ok(Event::DiskFull(name)) => full.pause(self.vm, &name),
+                Ok(Event::Signal(SIGCONT)) => full.retry(self.vm),
                 Ok(Event::Signal(SIGTERM)) if next.is_none() => {
                     killed_with = status::of_signal(SIGTERM);
                     next = Some((Instant::now() + GRACE, Next::Kill));
@@ -181,6 +194,11 @@ impl Session<'_> {
                 Ok(Event::Key(Key::Help)) => terminal::message(HELP),
                 Ok(Event::OutputDone) => self.output_done.set(true),
                 Ok(Event::Key(Key::Guest(_) | Key::Detach)) => {}
+                Err(RecvTimeoutError::Timeout)
+                    if full.retry_at.is_some_and(|at| at <= Instant::now()) =>
+                {
+                    full.retry(self.vm);
+                }
                 Err(RecvTimeoutError::Timeout) => match next.take() {
                     Some((_, Next::Kill)) => next = Some(self.kill()),
                     Some((_, Next::Abandon)) => self.output.abandon(),
@@ -217,9 +235,47 @@ impl Session<'_> {
         loop {
             match self.event_before(deadline) {
                 Ok(Event::OutputDone | Event::Key(Key::End)) | Err(_) => return None,
+                Ok(Event::Signal(SIGCONT)) => {}
                 Ok(Event::Signal(signal)) => return Some(status::of_signal(signal)),
-                Ok(Event::Ended(_) | Event::Key(_)) => {}
+                Ok(Event::Ended(_) | Event::Key(_) | Event::DiskFull(_)) => {}
             }
+        }
+    }
+}
+
+/// A disk of the host that is full: the VM is paused, and goes on when it is tried again.
+#[derive(Default)]
+struct FullDisk {
+    retry_at: Option<Instant>,
+    /// The image that the user was told of, until a try succeeded for a while.
+    told: Option<(String, Instant)>,
+}
+
+impl FullDisk {
+    fn pause(&mut self, vm: &Vm, name: &str) {
+        // A VM that has ended meanwhile cannot be paused, and need not be.
+        if self.retry_at.is_some() || vm.pause().is_err() {
+            return;
+        }
+        let now = Instant::now();
+        self.retry_at = Some(now + FULL);
+        let news = self.told.as_ref().is_none_or(|(told, since)| {
+            told != name || now.saturating_duration_since(*since) > 4 * FULL
+        });
+        if news {
+            report::note(&format!(
+                "the host has no space for disk image {name}: the VM is paused; free some, and it \
+                 goes on within {} s",
+                FULL.as_secs()
+            ));
+        }
+        self.told = Some((name.to_owned(), now));
+    }
+
+    fn retry(&mut self, vm: &Vm) {
+        if self.retry_at.take().is_some() {
+            // As above.
+            let _ = vm.resume();
         }
     }
 }

@@ -10,7 +10,8 @@ use signal_hook::low_level::emulate_default_handler;
 use crate::console::terminal;
 
 /// Starts a thread that calls `tell` with each signal that is to end the VM: SIGTERM, SIGINT,
-/// SIGHUP, SIGQUIT. Before the process is stopped, and when it goes on, the terminal is switched.
+/// SIGHUP, SIGQUIT, and with SIGCONT. Before the process is stopped, and when it goes on, the
+/// terminal is switched.
 ///
 /// # Errors
 /// When the host refuses.
@@ -26,7 +27,10 @@ pub fn watch(tell: impl Fn(i32) + Send + 'static) -> io::Result<()> {
                     let _ = terminal::enter_raw();
                 }
                 // Whoever continued the process, a shell, has set the terminal as it likes.
-                SIGCONT => drop(terminal::enter_raw()),
+                SIGCONT => {
+                    let _ = terminal::enter_raw();
+                    tell(signal);
+                }
                 _ => tell(signal),
             }
         }

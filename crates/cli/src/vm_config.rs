@@ -31,7 +31,8 @@ pub fn check(args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens everything that the VM needs; its console goes to `console`.
+/// Opens everything that the VM needs; its console goes to `console`, and `when_full` is called when
+/// the host has no space for a disk.
 ///
 /// # Errors
 /// One line that names the option or the file.
@@ -39,12 +40,13 @@ pub fn config(
     args: &RunArgs,
     console: Arc<dyn ConsoleOutput>,
     purpose: Use,
+    when_full: &disks::WhenFull,
 ) -> anyhow::Result<VmConfig> {
     let spec = spec_of(args);
     // Before files are opened or images built: this needs nothing.
     spec.check()?;
     let engine = select(args)?.engine;
-    let disks = disks::open(&args.disks)?;
+    let disks = disks::open(&args.disks, args.ephemeral, when_full)?;
     let nets = nets::open(&args.nets, args.name.as_deref(), args.capture.as_deref())?;
     let boot = match (boot_files::open(args), purpose) {
         (Ok(boot), _) => Some(boot),

@@ -43,5 +43,5 @@ pub use error::MachineError;
 pub use machine::{HostSide, Machine, MachineStats, NetStats, RequestCount, TimerCount};
 pub use network;
 pub use spec::{CpuLevel, DiskSpec, MachineSpec, NetPort, NetSpec, Platform};
-pub use storage::{RawDisk, StorageError};
+pub use storage::{self, RawDisk, StorageError};
 pub use timers::TimerThread;

@@ -87,7 +87,8 @@ impl PciBus {
             .map_err(|cause| MachineError::Host { action: "open /dev/urandom", cause })?;
         bus.add(ENTROPY_SLOT, Box::new(Entropy::new(Arc::new(entropy))))?;
         for (index, disk) in (0..).zip(around.disks) {
-            let block = Block::new(Arc::clone(disk), &format!("disk{index}"));
+            let block = Block::new(Arc::clone(disk), &format!("disk{index}"))
+                .with_queues(around.fabric.mailboxes().len());
             bus.add(FIRST_DISK_SLOT + index, Box::new(block))?;
         }
         let mut nets = Vec::new();

@@ -6,11 +6,12 @@ use super::{Problem, Repository, SourceFile};
 use crate::workspace::{Package, relative};
 
 /// Crates that may hold unsafe code, and why they must. All others forbid it.
-const UNSAFE_CRATES: [(&str, &str); 5] = [
+const UNSAFE_CRATES: [(&str, &str); 6] = [
     ("memory", "maps guest RAM and accesses it while others do"),
     ("hostexec", "runs instructions on the host CPU"),
     ("translator", "runs translated guest code on the host CPU"),
     ("kvm", "gives the kernel guest memory, shares its run page, interrupts it by signals"),
+    ("storage", "gives the kernel buffers by io_uring"),
     ("oracle", "runs instruction sequences natively in a child process"),
 ];
 

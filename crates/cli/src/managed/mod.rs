@@ -20,6 +20,7 @@ use anyhow::{Context, bail};
 use vms::{Store, VmRecord};
 
 use crate::args::{PlatformArg, RunArgs};
+use crate::disks::DiskArg;
 use crate::managed::args::{CreateArgs, ManagedCommand};
 use crate::{boot_files, report, status, vm_config};
 
@@ -81,6 +82,12 @@ fn make(store: &Store, name: &str, args: &RunArgs) -> anyhow::Result<()> {
     }
     if args.gdb.is_some() {
         bail!("--gdb is for a VM in the terminal; leave it out");
+    }
+    if args.ephemeral || args.disks.iter().any(DiskArg::has_overlay) {
+        bail!(
+            "overlays are for a VM in the terminal: snapshots do not have them yet; make one with \
+             `qemu-img create -b` and give it as the disk"
+        );
     }
     vm_config::check(args)?;
     // Finds out now what is missing, and builds an image that there is not yet.

@@ -7,6 +7,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use vms::{Lock, Store, VmDir, VmRecord, member};
 
 use super::args::{CreateArgs, ManagedCommand, ProcessArgs};
 use crate::args::{Cli, Command, RunArgs};
-use crate::disks::DiskArg;
+use crate::disks::{DiskArg, WhenFull};
 use crate::nets::NetArg;
 use crate::vm_config::{self, Use};
 use crate::{report, signals, status};
@@ -81,11 +82,14 @@ fn start(args: &ProcessArgs) -> anyhow::Result<Running> {
     // Bound before anything else takes time, so that whoever is told `ok` can connect.
     let server = Server::bind(&dir)?;
     let purpose = if origin == Origin::Boot { Use::Boot } else { Use::Restore };
-    let mut config = vm_config::config(&machine, Arc::clone(&console) as _, purpose)?;
+    let (full, full_disks) = channel();
+    let when_full: WhenFull = Arc::new(move |name: &str| drop(full.send(name.to_owned())));
+    let mut config = vm_config::config(&machine, Arc::clone(&console) as _, purpose, &when_full)?;
     config.policy.catch_up = true;
     let guest = Guest::launch(Launch { dir, config, console, disks, origin })?;
     let server = server.serve(Arc::clone(&guest))?;
     watch_signals(&guest)?;
+    watch_disks(&guest, full_disks)?;
     guest.begin()?;
     Ok(Running { guest, server, _lock: lock })
 }
@@ -143,6 +147,28 @@ fn identity() -> anyhow::Result<[u8; 16]> {
     let mut random = std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
     io::Read::read_exact(&mut random, &mut id).context("cannot read /dev/urandom")?;
     Ok(id)
+}
+
+/// A VM whose disk the host has no space for is paused, until it is resumed.
+fn watch_disks(guest: &Arc<Guest>, full: Receiver<String>) -> anyhow::Result<()> {
+    let guest = Arc::downgrade(guest);
+    let watch = move || {
+        for name in full {
+            let Some(guest) = guest.upgrade() else { return };
+            // One that is paused already, or has ended, was told of before.
+            if guest.pause().is_ok() {
+                report::note(&format!(
+                    "the host has no space for disk image {name}: the VM is paused; free some, \
+                     then `ringfence resume` it"
+                ));
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("full disks".to_owned())
+        .spawn(watch)
+        .context("cannot start a thread")?;
+    Ok(())
 }
 
 /// SIGTERM presses the power button, and ends the VM after a while; other signals end it at once.
