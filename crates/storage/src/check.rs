@@ -62,14 +62,14 @@ impl Header {
     fn read(file: &File, name: &str) -> Result<Self, StorageError> {
         let mut bytes = [0; HEADER_V3];
         read(file, name, "header", &mut bytes[..HEADER_V2], 0)?;
+        if bytes[..4] != MAGIC {
+            return Err(StorageError::damaged(name, "it does not begin as one"));
+        }
         let version = be32(&bytes, 4);
         match version {
             2 => {}
             3 => read(file, name, "header", &mut bytes, 0)?,
             _ => return Err(StorageError::unsupported(name, format!("has version {version}"))),
-        }
-        if bytes[..4] != MAGIC {
-            return Err(StorageError::damaged(name, "it does not begin as one"));
         }
         if be32(&bytes, 32) != 0 {
             return Err(StorageError::unsupported(name, "is encrypted"));
