@@ -11,6 +11,7 @@ use std::thread;
 use anyhow::Context;
 use control::Client;
 use lifecycle::ConsoleInput;
+use signal_hook::consts::signal::SIGCONT;
 use vms::Store;
 
 use super::args::ConsoleArgs;
@@ -49,7 +50,12 @@ pub fn run(store: &Store, args: &ConsoleArgs) -> anyhow::Result<()> {
     }
     let (events, queue) = channel();
     let told = events.clone();
-    signals::watch(move |_| drop(told.send(Event::Signal))).context("cannot watch for signals")?;
+    let tell = move |signal| {
+        if signal != SIGCONT {
+            drop(told.send(Event::Signal));
+        }
+    };
+    signals::watch(tell).context("cannot watch for signals")?;
     terminal::enter_raw().context("cannot make the terminal raw")?;
     write_out(&console.first)?;
     start_output(&console.stream, events.clone())?;

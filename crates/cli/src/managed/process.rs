@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use control::{ConsoleHub, DiskSource, Guest, Launch, Origin, Server};
-use signal_hook::consts::signal::SIGTERM;
+use signal_hook::consts::signal::{SIGCONT, SIGTERM};
 use vms::{Lock, Store, VmDir, VmRecord, member};
 
 use super::args::{CreateArgs, ManagedCommand, ProcessArgs};
@@ -175,6 +175,9 @@ fn watch_disks(guest: &Arc<Guest>, full: Receiver<String>) -> anyhow::Result<()>
 fn watch_signals(guest: &Arc<Guest>) -> anyhow::Result<()> {
     let guest = Arc::clone(guest);
     signals::watch(move |signal| {
+        if signal == SIGCONT {
+            return;
+        }
         if signal != SIGTERM {
             guest.kill();
             return;

@@ -43,11 +43,7 @@ fn unknown_options_and_values_are_usage_errors() {
 #[test]
 fn what_later_versions_do_is_refused_by_name() {
     let kernel = Kernel::new(&guests::power_off());
-    for args in [
-        &["--net", "tap"][..],
-        &["--platform", "xen-pvh"],
-        &["--platform", "xen-pv"],
-    ] {
+    for args in [&["--net", "tap"][..], &["--platform", "xen-pvh"], &["--platform", "xen-pv"]] {
         assert_refused(&kernel.run(args), 1, &[args[0], "not supported"]);
     }
     let accepted = kernel.run(&["--net", "none", "--name", "x", "--ephemeral", "--cpus", "2"]);
