@@ -12,7 +12,7 @@ use engine::{CpuBus, CpuProfile, Engine, Rendezvous, TscScale, Vcpu, VcpuConfig,
 use lapic::{Fabric, LocalApic, LocalApicConfig, Mailbox};
 use memory::{Gpa, GuestRam};
 use serde::Serialize;
-use state::Archive;
+use state::{Archive, StateError};
 use virtio::{NetCounters, VirtioPci};
 use x86::cpuid::Answer;
 
@@ -23,6 +23,10 @@ use crate::{
     AccessCount, BootFiles, DiskSpec, HostWallClock, MachineError, MachineSpec, NetPort, NetSpec,
     TimerThread, VmClock,
 };
+
+/// Kinds of devices that came after the first snapshots: where there is no section, they are as
+/// after a reset.
+const LATER: [&str; 1] = ["kvm-steal-time"];
 
 /// A machine without its vCPU threads. It is made with its clock and timers stopped.
 pub struct Machine {
@@ -330,7 +334,11 @@ impl Machine {
     /// [`MachineError::State`] naming the section.
     pub fn restore_devices(&self, archive: &mut Archive) -> Result<(), MachineError> {
         for (instance, device) in &self.pc.devices {
-            device.restore(&archive.take(device.kind(), instance)?)?;
+            match archive.take(device.kind(), instance) {
+                Ok(section) => device.restore(&section)?,
+                Err(StateError::Missing { .. }) if LATER.contains(&device.kind()) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }

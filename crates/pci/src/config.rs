@@ -5,6 +5,8 @@
 //! writable. Extended configuration space is empty where a function has it
 //! ([`ConfigSpace::add_express_endpoint`]); where it has not, its addresses read as all-ones.
 
+use std::ops::Range;
+
 use crate::{command, register};
 
 /// Bytes of a configuration space.
@@ -77,8 +79,9 @@ pub struct ConfigSpace {
     /// Where the next capability goes, and the offset of the pointer to it.
     next_capability: u8,
     last_link: usize,
-    /// There is extended configuration space.
-    extended: bool,
+    /// There is extended configuration space, with the PCI Express capability that this is the
+    /// place of, and the link to it.
+    express: Option<(Range<usize>, usize)>,
 }
 
 impl ConfigSpace {
@@ -91,7 +94,7 @@ impl ConfigSpace {
             bars: [None; 6],
             next_capability: FIRST_CAPABILITY,
             last_link: CAPABILITIES,
-            extended: false,
+            express: None,
         };
         space.define(0, &identity.vendor.to_le_bytes());
         space.define(2, &identity.device.to_le_bytes());
@@ -171,9 +174,15 @@ impl ConfigSpace {
         self.writable[at..at + mask.len()].copy_from_slice(mask);
     }
 
-    /// Adds extended configuration space.
-    pub(crate) fn extend(&mut self) {
-        self.extended = true;
+    /// Adds extended configuration space for the PCI Express capability at `place`, the last one
+    /// so far.
+    pub(crate) fn extend(&mut self, place: Range<usize>, link: usize) {
+        self.express = Some((place, link));
+    }
+
+    /// Where the next capability will be linked from.
+    pub(crate) fn last_link(&self) -> usize {
+        self.last_link
     }
 
     /// Reads; beyond the space all-ones.
@@ -182,7 +191,7 @@ impl ConfigSpace {
             *byte = match self.bytes.get(at) {
                 Some(byte) => *byte,
                 // A header of zeros: there is no extended capability (PCI Express Base 4.0, 7.6.1).
-                None if self.extended && at < EXTENDED_SIZE => 0,
+                None if self.express.is_some() && at < EXTENDED_SIZE => 0,
                 None => 0xff,
             };
         }
@@ -245,13 +254,25 @@ impl ConfigSpace {
         self.bytes = self.power_on;
     }
 
+    /// The same function as it was before it had the PCI Express capability, if it has it and it is
+    /// the last one.
+    fn without_express(&self) -> Option<Self> {
+        let (place, link) = self.express.clone()?;
+        let mut older = Self { express: None, ..self.clone() };
+        older.power_on[place.clone()].fill(0);
+        older.writable[place].fill(0);
+        older.power_on[link] = 0;
+        Some(older)
+    }
+
     /// All bytes, to be saved.
     pub fn save(&self) -> Vec<u8> {
         self.bytes.to_vec()
     }
 
     /// Replaces what is writable by what was saved; whether the rest is the same, as it must be.
-    /// Nothing changes when it is not.
+    /// Nothing changes when it is not. A function that was saved when there was no PCI Express yet
+    /// stays without: a guest's hardware does not change.
     #[must_use]
     pub fn restore(&mut self, saved: &[u8]) -> bool {
         let Ok(saved) = <&[u8; SIZE]>::try_from(saved) else { return false };
@@ -259,8 +280,14 @@ impl ConfigSpace {
         let same = (0..SIZE).all(|at| fixed(at, saved[at]) == fixed(at, self.power_on[at]));
         if same {
             self.bytes = *saved;
+            return true;
         }
-        same
+        let Some(mut older) = self.without_express() else { return false };
+        let restored = older.restore(&saved[..]);
+        if restored {
+            *self = older;
+        }
+        restored
     }
 }
 

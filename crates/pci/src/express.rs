@@ -47,8 +47,11 @@ impl ConfigSpace {
         put(&mut writable, DEVICE_CONTROL, &CONTROL_WRITABLE.to_le_bytes());
         put(&mut body, DEVICE_CAPABILITIES_2, &TIMEOUT_DISABLE.to_le_bytes());
         put(&mut writable, DEVICE_CONTROL_2, &TIMEOUT_DISABLE.to_le_bytes());
-        self.extend();
-        self.add_capability(ID, &body, &writable)
+        let link = self.last_link();
+        let at = self.add_capability(ID, &body, &writable);
+        let start = usize::from(at);
+        self.extend(start..start + 2 + BODY, link);
+        at
     }
 }
 
@@ -57,21 +60,27 @@ mod tests {
     use super::*;
     use crate::Identity;
 
+    const IDENTITY: Identity = Identity {
+        vendor: 0x1af4,
+        device: 0x1042,
+        revision: 1,
+        class: [1, 2, 3],
+        subsystem: (0x1af4, 0x1100),
+    };
+
     #[test]
     fn an_integrated_endpoint_has_no_link_and_an_empty_extended_space() {
-        let identity = Identity {
-            vendor: 0x1af4,
-            device: 0x1042,
-            revision: 1,
-            class: [1, 2, 3],
-            subsystem: (0x1af4, 0x1100),
+        let conventional = || {
+            let mut space = ConfigSpace::new(IDENTITY);
+            space.add_capability(9, &[0; 14], &[]);
+            space
         };
-        let mut space = ConfigSpace::new(identity);
+        let mut space = conventional();
         let mut dword = [0; 4];
         space.read(0x100, &mut dword);
         assert_eq!(dword, [0xff; 4], "a conventional function has none");
         let at = space.add_express_endpoint();
-        assert_eq!(space.byte(0x34), at);
+        assert_eq!((space.byte(0x34), space.byte(0x41)), (0x40, at));
         assert_eq!(space.dword(at), 0x0092_0010);
         space.write(at.into(), &[0xff; 0x3c]);
         let words: Vec<_> = (0..0x3c).step_by(4).map(|n| space.dword(at + n)).collect();
@@ -86,6 +95,22 @@ mod tests {
             space.read(offset, &mut dword);
             assert_eq!(dword, [0; 4], "{offset:#x}");
         }
+        let mut older = conventional();
+        older.write(4, &[4]);
+        let saved = older.save();
+        assert!(space.restore(&saved), "saved before there was PCI Express");
+        assert_eq!(space.save(), saved);
+        space.read(0x100, &mut dword);
+        assert_eq!(dword, [0xff; 4], "and it stays so");
+        space.reset();
+        assert_eq!((space.byte(0x34), space.byte(0x41)), (0x40, 0));
+    }
+
+    #[test]
+    fn extended_space_ends() {
+        let mut space = ConfigSpace::new(IDENTITY);
+        space.add_express_endpoint();
+        let mut dword = [0; 4];
         space.read(0xffe, &mut dword);
         assert_eq!(dword, [0, 0, 0xff, 0xff]);
     }
