@@ -130,7 +130,7 @@ fn a_code_cache_of_a_few_blocks_changes_nothing() {
 
 #[test]
 fn blocks_of_one_instruction_change_nothing() {
-    let options = Options { cache_bytes: USUAL, longest_block: 1 };
+    let options = Options { cache_bytes: USUAL, longest_block: 1, ..Options::default() };
     linux(&with_options(options), &from_the_middle(7));
 }
 
@@ -169,7 +169,14 @@ fn nothing_changes_for_a_long_time() {
             1 => linux(&translator(TINY), &plan),
             2 => linux(&translator(USUAL), &Plan { disturb: true, ..plan }),
             3 => linux(&translator(SMALL), &Plan { longest: 16, ..plan }),
-            4 => linux(&with_options(Options { cache_bytes: SMALL, longest_block: 1 }), &plan),
+            4 => linux(
+                &with_options(Options {
+                    cache_bytes: SMALL,
+                    longest_block: 1,
+                    ..Options::default()
+                }),
+                &plan,
+            ),
             5 => linux_freely(&translator(USUAL), &plan),
             _ => linux_freely(&translator(SMALL), &Plan { disturb: true, ..plan }),
         };

@@ -14,9 +14,9 @@ use interpreter::Interpreter;
 use lifecycle::Outcome;
 use ringfence_tests::bare;
 use ringfence_tests::settings::number;
-use ringfence_tests::stock::{Form, boot_files, boot_files_with};
+use ringfence_tests::stock::{Form, boot_files, boot_files_with, skipped};
 use ringfence_tests::vm::Setup;
-use translator::{Options, Translator};
+use translator::{DirectPolicy, Options, Translator};
 use workload::stress::{Comparison, Extent, GUEST_PATH, Plan, program};
 
 /// Some ten times what a run takes alone: the tests of a run share the host.
@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 fn stress(engine: Arc<dyn Engine>, cpus: u32) {
     let extent = Extent::Rounds(number("STRESS_ROUNDS").unwrap_or(1));
     let seed = number("STRESS_SEED").unwrap_or(0x0073_6d70);
-    let plan = Plan { seed, threads: cpus, extent };
+    let plan = Plan { seed, threads: cpus.max(2), extent };
     let program = std::fs::read(program()).expect("its build script has built it");
     let files = Builder::new().file(GUEST_PATH, 0o755, program);
     let script = plan.script();
@@ -90,6 +90,26 @@ fn two_vcpus_of_the_translator_compute_as_the_host() {
 #[test]
 fn four_vcpus_of_the_translator_compute_as_the_host() {
     stress(translator(), 4);
+}
+
+/// All user code is executed by the host CPU itself.
+fn directly(cpus: u32) {
+    if let Err(e) = translator::direct_execution() {
+        return skipped(&e.to_string());
+    }
+    let options = Options { direct: DirectPolicy::Always, ..Options::default() };
+    let translator = Translator::with_options(options).expect("a host with BMI2 and AVX2");
+    stress(Arc::new(translator), cpus);
+}
+
+#[test]
+fn one_vcpu_with_direct_execution_computes_as_the_host() {
+    directly(1);
+}
+
+#[test]
+fn three_vcpus_with_direct_execution_compute_as_the_host() {
+    directly(3);
 }
 
 /// Code is dropped and translated again all the time, on each vCPU by itself.

@@ -10,9 +10,9 @@ use std::time::Duration;
 use images::kernels::Flavour;
 use interpreter::Interpreter;
 use lifecycle::{Outcome, Policy};
-use ringfence_tests::stock::{Form, boot_files};
+use ringfence_tests::stock::{Form, boot_files, skipped};
 use ringfence_tests::vm::{Guest, Setup, engine};
-use translator::Translator;
+use translator::{DirectPolicy, Options, Translator};
 use workload::kernel_log::complaints;
 
 /// Some ten times what a boot takes alone: the tests of a run share the host.
@@ -86,6 +86,23 @@ fn interpreted(setup: Setup) -> Setup {
 fn translated(setup: Setup) -> Setup {
     let translator = Translator::new().expect("a host with BMI2 and AVX2");
     Setup { engine: Arc::new(translator), ..setup }
+}
+
+/// All user code is executed by the host CPU itself.
+fn executed_directly(setup: Setup) -> Setup {
+    let options = Options { direct: DirectPolicy::Always, ..Options::default() };
+    let translator = Translator::with_options(options).expect("a host with BMI2 and AVX2");
+    Setup { engine: Arc::new(translator), ..setup }
+}
+
+#[test]
+fn user_code_that_is_executed_directly_boots_the_cloud_kernel() {
+    match translator::direct_execution() {
+        Ok(()) => {
+            boots_with(2, Flavour::Cloud, Form::Pvh, |setup| executed_directly(setup).cpus(2))
+        }
+        Err(e) => skipped(&e.to_string()),
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 
-use lifecycle::{CpuLevel, EngineChoice, KvmOffer, host};
+use lifecycle::{CpuLevel, EngineChoice, KvmOffer, direct_execution, host};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
@@ -28,6 +28,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         memory(),
         kvm(),
         translator(),
+        check("direct execution", direct_execution()),
         user_namespaces(),
         tap(),
         ksm(),

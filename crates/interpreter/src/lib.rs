@@ -29,6 +29,7 @@ mod carry;
 mod cpu;
 mod debug;
 mod decode;
+mod direct;
 mod events;
 mod fallback;
 mod features;
@@ -47,6 +48,7 @@ mod vcpu;
 use engine::{Engine, EngineError, Vcpu, VcpuConfig};
 
 pub use alarm::Alarm;
+pub use direct::UserPage;
 pub use fallback::{AccessMode, CARRIED_FLAGS, FoundPage, Kept, Registers, SystemState};
 pub use ops::flow::condition_number;
 pub use tlb::TlbChange;

@@ -153,7 +153,8 @@ impl Tlb {
         }
     }
 
-    fn cover_large(&mut self, linear: u64, size: u64) {
+    /// A large page is known somewhere: to invalidate a piece of it is to invalidate all.
+    pub(crate) fn cover_large(&mut self, linear: u64, size: u64) {
         let page = linear & !(size - 1);
         let (base, mut span) = self.large.unwrap_or((page, size));
         span = span.max(size);
@@ -294,6 +295,7 @@ mod tests {
             no_execute: false,
             global,
             dirty: true,
+            accessed: true,
         }
     }
 

@@ -100,6 +100,16 @@ impl fmt::Display for KvmOffer {
     }
 }
 
+/// What of direct execution, by which the translator runs user code at the CPU's own speed, this
+/// host allows: a clause for `doctor`.
+///
+/// # Errors
+/// What the host refuses.
+pub fn direct_execution() -> Result<String, String> {
+    let allowed = |()| "user code that runs for long executes on the CPU itself".to_owned();
+    translator::direct_execution().map(allowed).map_err(|e| e.to_string())
+}
+
 /// The translator; the interpreter where the host cannot run translated code. Not KVM, even where
 /// it runs guest kernels on the CPU: its engine has never been tried on such a host.
 fn auto() -> Selected {

@@ -38,7 +38,7 @@ mod timers;
 pub use boot_files::{BootFiles, NamedFile};
 pub use bus::{AccessCount, MmioMap, PortMap};
 pub use clock::{HostWallClock, VmClock};
-pub use engines::{EngineChoice, KvmOffer, Selected};
+pub use engines::{EngineChoice, KvmOffer, Selected, direct_execution};
 pub use error::MachineError;
 pub use machine::{HostSide, Machine, MachineStats, NetStats, RequestCount, TimerCount};
 pub use network;

@@ -146,7 +146,7 @@ impl Machine {
         let map = MemoryMap::new(spec.memory)?;
         let ram = Arc::new(match memory {
             Some(file) => GuestRam::map(&map.ram_layout(), &file)?,
-            None => GuestRam::new(&map.ram_layout())?,
+            None => GuestRam::shared(&map.ram_layout())?,
         });
         let clock = Arc::new(VmClock::new(0));
         let timers = TimerThread::new(Arc::clone(&clock))?;

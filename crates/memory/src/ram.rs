@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
@@ -122,6 +123,15 @@ impl GuestRam {
             return Err(MemoryError::BadFile { found, wanted });
         }
         Self::with_window(layout, |len| Window::map(len, file))
+    }
+
+    /// RAM that other processes can map, which direct execution needs. The host cannot merge its
+    /// pages with those of other guests.
+    ///
+    /// # Errors
+    /// As [`GuestRam::new`].
+    pub fn shared(layout: &[(u64, u64)]) -> Result<Self, MemoryError> {
+        Self::with_window(layout, Window::shared)
     }
 
     fn with_window(
@@ -412,6 +422,13 @@ impl GuestRam {
     /// GuestRam lives; using it is unsafe and must follow the rules of the crate's header.
     pub fn host_window(&self) -> *mut u8 {
         self.window.base()
+    }
+
+    /// The file that holds guest RAM, when other processes can map it ([`GuestRam::shared`]):
+    /// [`RamOffset`]s are offsets in it. Who writes to it must follow the rules for
+    /// [`GuestRam::host_window`].
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.window.file()
     }
 
     /// Starts or ends the dirty log of `consumer`; it begins empty.

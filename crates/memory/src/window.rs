@@ -7,17 +7,28 @@
 use std::arch::asm;
 use std::ffi::c_void;
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// One private mapping of `len` bytes: anonymous, zero-filled on first touch, or of a file.
+/// One mapping of `len` bytes.
 pub(crate) struct Window {
     base: NonNull<u8>,
     len: u64,
-    /// Untouched pages are those of a file.
-    is_file: bool,
+    behind: Behind,
+}
+
+/// What is behind a window.
+enum Behind {
+    /// Nothing: private memory, zero-filled on first touch.
+    Nothing,
+    /// A file whose content untouched pages show; what is written is private.
+    Content,
+    /// A file without a name that other processes can map, zero-filled on first touch.
+    Shared(OwnedFd),
 }
 
 // SAFETY: the mapping belongs to the Window until it is dropped, and all access goes through
@@ -34,10 +45,34 @@ impl Window {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap_anonymous(std::ptr::null_mut(), size, prot, flags)? };
+        Self::with_huge_pages(base, len, Behind::Nothing)
+    }
+
+    /// Reserves `len` bytes (as for [`Window::new`]) that other processes can map.
+    pub(crate) fn shared(len: u64) -> std::io::Result<Self> {
+        let size = usize::try_from(len).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        let file = memfd_create("ringfence-ram", MemfdFlags::CLOEXEC)?;
+        ftruncate(&file, len)?;
+        // SAFETY: as in `new`; nobody else has the file.
+        let base = unsafe { mmap(std::ptr::null_mut(), size, prot, flags, &file, 0)? };
+        Self::with_huge_pages(base, len, Behind::Shared(file))
+    }
+
+    fn with_huge_pages(base: *mut c_void, len: u64, behind: Behind) -> std::io::Result<Self> {
+        // SAFETY: the range is the mapping just made. Huge pages are a hint: failure is no harm.
+        let _ = unsafe { madvise(base, len as usize, Advice::LinuxHugepage) };
         let base = NonNull::new(base.cast::<u8>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        // SAFETY: the range is the mapping made above. Huge pages are a hint: failure is no harm.
-        let _ = unsafe { madvise(base.as_ptr().cast::<c_void>(), size, Advice::LinuxHugepage) };
-        Ok(Self { base, len, is_file: false })
+        Ok(Self { base, len, behind })
+    }
+
+    /// The file behind the window that other processes can map, if there is one.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.behind {
+            Behind::Shared(file) => Some(file.as_fd()),
+            Behind::Nothing | Behind::Content => None,
+        }
     }
 
     /// Maps the first `len` bytes (a multiple of the page size, not zero) of `file`, which has them.
@@ -49,7 +84,7 @@ impl Window {
         // What others write to the file is seen as a guest sees what its devices write.
         let base = unsafe { mmap(std::ptr::null_mut(), size, prot, flags, file, 0)? };
         let base = NonNull::new(base.cast::<u8>()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, len, is_file: true })
+        Ok(Self { base, len, behind: Behind::Content })
     }
 
     /// Host address of the first byte.
@@ -135,16 +170,20 @@ impl Window {
     /// Gives the pages of a page-aligned range back to the host; they read as zero afterwards.
     pub(crate) fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
         let at = self.at(offset, len);
-        if self.is_file {
-            // Dropping the pages would show those of the file again.
-            let prot = ProtFlags::READ | ProtFlags::WRITE;
-            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-            // SAFETY: the range is inside the mapping, of which it replaces whole pages.
-            unsafe { mmap_anonymous(at.cast::<c_void>(), len as usize, prot, flags)? };
-            return Ok(());
-        }
+        let advice = match self.behind {
+            Behind::Content => {
+                // Dropping the pages would show those of the file again.
+                let prot = ProtFlags::READ | ProtFlags::WRITE;
+                let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+                // SAFETY: the range is inside the mapping, of which it replaces whole pages.
+                unsafe { mmap_anonymous(at.cast::<c_void>(), len as usize, prot, flags)? };
+                return Ok(());
+            }
+            Behind::Nothing => Advice::LinuxDontNeed,
+            Behind::Shared(_) => Advice::LinuxRemove,
+        };
         // SAFETY: the range is inside the mapping; dropping its pages only zeroes guest RAM.
-        unsafe { madvise(at.cast::<c_void>(), len as usize, Advice::LinuxDontNeed)? };
+        unsafe { madvise(at.cast::<c_void>(), len as usize, advice)? };
         Ok(())
     }
 

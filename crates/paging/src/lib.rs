@@ -92,6 +92,8 @@ pub struct Translation {
     pub global: bool,
     /// The dirty bit of the mapping entry is set: a write needs no further walk.
     pub dirty: bool,
+    /// The accessed bits of all entries are set: an access needs no further walk.
+    pub accessed: bool,
 }
 
 impl Translation {
@@ -104,6 +106,7 @@ impl Translation {
             no_execute: false,
             global: false,
             dirty: true,
+            accessed: true,
         }
     }
 
@@ -192,7 +195,8 @@ pub fn walk(
             return Err(fault(config, access, pf::PRESENT));
         }
         if trail.mark(ram, config.mode, access.kind == Kind::Write) {
-            return Ok(Translation { dirty: found.dirty || access.kind == Kind::Write, ..found });
+            let dirty = found.dirty || access.kind == Kind::Write;
+            return Ok(Translation { dirty, accessed: true, ..found });
         }
     }
     Err(fault(config, access, 0))
@@ -228,7 +232,7 @@ fn lookup(
         }
         table = entry & address_mask;
     }
-    let (mut writable, mut user, mut no_execute) = (true, true, false);
+    let (mut writable, mut user, mut no_execute, mut accessed) = (true, true, false, true);
     for level in levels {
         let index = linear >> level.shift & ((1 << level.bits) - 1);
         let entry = read_entry(ram, config.mode, table, index, trail);
@@ -242,6 +246,7 @@ fn lookup(
         writable &= entry & WRITE != 0;
         user &= entry & USER != 0;
         no_execute |= config.nxe && entry & NX != 0;
+        accessed &= entry & ACCESSED != 0;
         if maps {
             let page_size = 1_u64 << level.shift;
             return Ok(Translation {
@@ -252,6 +257,7 @@ fn lookup(
                 no_execute,
                 global: config.pge && entry & GLOBAL != 0,
                 dirty: entry & DIRTY != 0,
+                accessed,
             });
         }
         table = entry & address_mask;

@@ -95,6 +95,8 @@ pub(crate) struct Context {
     pub(crate) syscall_target: u64,
     pub(crate) syscall_plain: u64,
     pub(crate) sysret_enabled: u64,
+    /// SYSCALLs that were executed in line.
+    pub(crate) system_calls: u64,
     pub(crate) fsgsbase_enabled: u64,
     /// Selectors of ES, CS, SS, DS, FS and GS; those of CS and SS are not kept up.
     pub(crate) selectors: [u64; 6],
@@ -173,6 +175,7 @@ impl Context {
             syscall_target: 0,
             syscall_plain: 0,
             sysret_enabled: 0,
+            system_calls: 0,
             fsgsbase_enabled: 0,
             selectors: [0; 6],
             vectors_allowed: 0,
@@ -326,7 +329,7 @@ pub(crate) mod at {
         GPR gpr; FLAGS flags; OTHER_FLAGS other_flags; NOT_OTHER_FLAGS not_other_flags;
         LEVEL level; KERNEL_GS_BASE kernel_gs_base;
         SYSCALL_TARGET syscall_target; SYSCALL_PLAIN syscall_plain;
-        SYSRET_ENABLED sysret_enabled; FSGSBASE_ENABLED fsgsbase_enabled;
+        SYSRET_ENABLED sysret_enabled; SYSTEM_CALLS system_calls; FSGSBASE_ENABLED fsgsbase_enabled;
         SELECTORS selectors;
         VECTORS_ALLOWED vectors_allowed; VECTORS_WERE_LOADED vectors_were_loaded;
         TABLES tables; TABLES_SUPERVISOR tables_supervisor;

@@ -26,7 +26,8 @@ impl TranslatorVcpu {
         let supervisor_ac = self.spaces.address(AccessMode::SupervisorAc);
         let user = self.spaces.address(AccessMode::User);
         let syscall = self.interpreter.plain_syscall();
-        let sysret = self.interpreter.sysret_enabled();
+        // User code that is to be executed directly is entered by the dispatcher.
+        let sysret = self.interpreter.sysret_enabled() && !self.direct.is_wanted();
         let fsgsbase = self.interpreter.fsgsbase_enabled();
         let held = self.interpreter.needs_attention();
         let vectors = self.interpreter.fpu_mut().area_mut().as_mut_ptr() as u64;

@@ -345,6 +345,7 @@ fn emit_syscall(code: &mut Code, interpret: u64) {
         ; mov [rsp + at::AC], rcx
         ; mov [rsp + at::LEVEL], rcx
         ; mov [rsp + at::TABLES], r15
+        ; inc QWORD [rsp + at::SYSTEM_CALLS]
         // 0 + 1 leaves all status flags clear.
         ; add ecx, 1
     );

@@ -10,6 +10,8 @@
 //! Blocks are found by their place in guest RAM ([`blocks`]) and do not depend on the address that
 //! they are mapped at: processes share them.
 //!
+//! User code that runs for long is executed by the host CPU itself ([`mod@direct`]).
+//!
 //! Needs BMI2 and AVX2 on the host.
 //! Neighbours: implements `engine`; uses `interpreter`, `memory`, `hostexec` (operand facts).
 
@@ -21,6 +23,7 @@ mod branches;
 mod cache;
 mod context;
 mod copied;
+mod direct;
 mod dump;
 mod emit;
 mod enter;
@@ -41,6 +44,8 @@ mod verify;
 
 use engine::{Engine, EngineError, Vcpu, VcpuConfig};
 
+pub use ::direct::DirectError;
+pub use direct::DirectPolicy;
 pub use dump::{DumpOptions, dump_block};
 pub use vcpu::TranslatorVcpu;
 
@@ -55,12 +60,18 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Longest block, in instructions, at least 1.
     pub longest_block: u32,
+    /// When user code is executed by the host CPU itself.
+    pub direct: DirectPolicy,
 }
 
 impl Default for Options {
-    /// 256 MiB; 128 instructions.
+    /// 256 MiB; 256 instructions.
     fn default() -> Self {
-        Self { cache_bytes: 256 << 20, longest_block: translate::MAX_INSTRUCTIONS }
+        Self {
+            cache_bytes: 256 << 20,
+            longest_block: translate::MAX_INSTRUCTIONS,
+            direct: DirectPolicy::default(),
+        }
     }
 }
 
@@ -96,6 +107,15 @@ impl Translator {
         }
         Ok(Self { options })
     }
+}
+
+/// Whether this host allows user code to be executed directly, whatever [`Options`] say: tries it,
+/// in about a millisecond.
+///
+/// # Errors
+/// [`DirectError`] naming what the host refuses.
+pub fn direct_execution() -> Result<(), DirectError> {
+    ::direct::probe()
 }
 
 impl Engine for Translator {

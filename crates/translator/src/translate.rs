@@ -19,9 +19,9 @@ use crate::records::{Checked, Record, Sharing};
 use crate::registers::{Home, SCRATCH, home};
 
 /// Longest block unless configured, in instructions.
-pub(crate) const MAX_INSTRUCTIONS: u32 = 128;
+pub(crate) const MAX_INSTRUCTIONS: u32 = 256;
 /// More host code than any block has.
-pub(crate) const MAX_BLOCK_BYTES: usize = 64 << 10;
+pub(crate) const MAX_BLOCK_BYTES: usize = 128 << 10;
 
 pub(crate) const PAGE: u64 = 4096;
 

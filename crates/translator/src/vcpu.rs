@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ::direct::Handle;
 use engine::{
     CpuBus, Debugging, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
 };
@@ -18,6 +19,7 @@ use crate::Options;
 use crate::blocks::{Block, Blocks, Key};
 use crate::cache::CodeCache;
 use crate::context::{Context, Frame};
+use crate::direct::Direct;
 use crate::enter;
 use crate::glue::Glue;
 use crate::records::Record;
@@ -46,6 +48,7 @@ pub struct TranslatorVcpu {
     changes: Vec<TlbChange>,
     watch_epoch: u64,
     pub(crate) counters: Counters,
+    pub(crate) direct: Direct,
 }
 
 /// The frame, shared with the threads that set the context's poll word.
@@ -70,6 +73,17 @@ impl SharedFrame {
     }
 }
 
+/// The poll word of a vCPU.
+pub(crate) struct Poll(Arc<SharedFrame>);
+
+impl Poll {
+    /// Whether the vCPU is to look up.
+    pub(crate) fn is_set(&self) -> bool {
+        // SAFETY: as in `SharedFrame::poll`.
+        unsafe { (*std::ptr::addr_of!((*self.0.0.get()).context.poll)).load(Ordering::SeqCst) != 0 }
+    }
+}
+
 impl TranslatorVcpu {
     /// A vCPU in its power-on state.
     ///
@@ -85,7 +99,12 @@ impl TranslatorVcpu {
         let glue = Glue::emit(&mut cache);
         let frame = Arc::new(SharedFrame(std::cell::UnsafeCell::new(Frame::new())));
         let polled = Arc::clone(&frame);
-        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || polled.poll());
+        let handle = Arc::new(Handle::default());
+        let entered = Arc::clone(&handle);
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            polled.poll();
+            entered.interrupt();
+        });
         interpreter.on_wake(Arc::clone(&wake));
         Ok(Self {
             spaces: AddressSpaces::new(&ram),
@@ -94,7 +113,6 @@ impl TranslatorVcpu {
             watch_epoch: ram.watch_epoch(),
             alarm: Alarm::new(wake).map_err(|e| host(format!("no timer thread: {e}")))?,
             interpreter,
-            ram,
             frame,
             cache,
             records: Vec::new(),
@@ -103,6 +121,8 @@ impl TranslatorVcpu {
             info: InstructionInfoFactory::new(),
             changes: Vec::new(),
             counters: Counters::default(),
+            direct: Direct::new(options.direct, &ram, handle),
+            ram,
         })
     }
 
@@ -111,6 +131,11 @@ impl TranslatorVcpu {
         // SAFETY: `&mut self` makes this the only access but for the poll word, which other
         // threads reach through a raw pointer and which is atomic.
         unsafe { &mut *self.frame.context() }
+    }
+
+    /// The context's poll word.
+    pub(crate) fn poll_word(&self) -> Poll {
+        Poll(Arc::clone(&self.frame))
     }
 
     /// The part of the stack below the context that translated code never writes.
@@ -129,26 +154,34 @@ impl TranslatorVcpu {
 
     /// Serves events and finds out whether translated code may run; runs it until it leaves for
     /// good. `Some` leaves `run`.
-    fn dispatch(&mut self, bus: &dyn CpuBus) -> Option<VcpuExit> {
+    fn dispatch(&mut self, bus: &dyn CpuBus) -> Result<Option<VcpuExit>, EngineError> {
         self.counters.dispatches += 1;
         if self.context().poll.load(Ordering::Relaxed) != 0 {
             self.context().poll.store(0, Ordering::SeqCst);
             self.interpreter.expire_clock();
+            if self.is_in_user_code() {
+                let busy = self.counters.dispatches.wrapping_add(self.context().system_calls);
+                self.direct.sample(busy);
+            }
         }
         if let Some(exit) = self.interpreter.serve_events(bus) {
-            return Some(exit);
+            return Ok(Some(exit));
         }
         self.follow_changes();
         self.set_alarm(bus);
+        if self.goes_direct() {
+            self.run_directly(bus)?;
+            return Ok(None);
+        }
         if self.interpreter.must_interpret() {
-            return self.interpreter.interpret(bus);
+            return Ok(self.interpreter.interpret(bus));
         }
         let rip = self.interpreter.registers().rip;
         let mode = self.interpreter.access_mode();
         let counts = self.interpreter.budget().is_some();
         if !counts && let Some(host) = self.spaces.find_jump(mode, rip) {
             self.execute(bus, host, rip);
-            return None;
+            return Ok(None);
         }
         let found = self.interpreter.locate_code().and_then(|at| self.enter_jump(at, rip));
         let affordable = |block: &Block| {
@@ -161,7 +194,7 @@ impl TranslatorVcpu {
                 self.interpreter.step(bus);
             }
         }
-        None
+        Ok(None)
     }
 
     /// Follows changes of address translation, of code pages and of watched pages.
@@ -170,6 +203,7 @@ impl TranslatorVcpu {
             self.interpreter.take_tlb_changes(&mut self.changes);
             for change in self.changes.drain(..) {
                 self.spaces.apply(change);
+                self.direct.apply(change);
             }
         }
         if self.blocks.drop_changed(&self.ram) {
@@ -179,13 +213,15 @@ impl TranslatorVcpu {
         if epoch != self.watch_epoch {
             self.watch_epoch = epoch;
             self.spaces.flush_all();
+            self.direct.apply(TlbChange::All);
         }
     }
 
     /// Pages have become watched, by this vCPU or by another: translated code may not write to them
     /// any more without looking.
-    fn withdraw_rights(&mut self) {
+    pub(crate) fn withdraw_rights(&mut self) {
         if let Some(withdrawn) = self.interpreter.take_withdrawn() {
+            self.direct.withdraw(&withdrawn);
             match withdrawn.all {
                 true => self.spaces.flush_all(),
                 false => withdrawn.pages.iter().for_each(|page| self.spaces.protect(*page)),
@@ -265,7 +301,7 @@ impl TranslatorVcpu {
 
     /// Watches the page of `at`, before it is read: a write from now on changes the version, which
     /// this gives.
-    fn watch(&mut self, at: RamOffset) -> u32 {
+    pub(crate) fn watch(&mut self, at: RamOffset) -> u32 {
         let page = RamOffset(at.0 & !0xfff);
         match self.blocks.has_page(at) {
             true => self.ram.watch_code(page),
@@ -362,12 +398,14 @@ impl Vcpu for TranslatorVcpu {
     fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
         self.interpreter.begin_run();
         let exit = loop {
-            if let Some(exit) = self.dispatch(bus) {
-                break exit;
+            match self.dispatch(bus) {
+                Ok(None) => {}
+                Ok(Some(exit)) => break Ok(exit),
+                Err(failed) => break Err(failed),
             }
         };
         self.interpreter.end_run();
-        Ok(exit)
+        exit
     }
 
     fn set_budget(&mut self, instructions: Option<u64>) {
@@ -398,6 +436,7 @@ impl Vcpu for TranslatorVcpu {
     fn stats(&self) -> VcpuStats {
         let mut stats = self.interpreter.stats();
         self.counters.report(&self.records, &mut stats);
+        self.direct.report(&mut stats);
         stats
     }
 }

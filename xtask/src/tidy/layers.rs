@@ -20,7 +20,7 @@ const LAYERS: [Layer; 11] = [
         may_use: &["definitions", "contracts"],
     },
     // Code that engines share. It knows the instruction set, not the guest.
-    Layer { name: "execution", crates: &["hostexec"], may_use: &["definitions"] },
+    Layer { name: "execution", crates: &["hostexec", "direct"], may_use: &["definitions"] },
     // Never parts. The others hand the interpreter what they do not execute.
     Layer {
         name: "engines",

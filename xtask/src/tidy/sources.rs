@@ -9,6 +9,7 @@ use crate::workspace::{Package, relative};
 const UNSAFE_CRATES: [(&str, &str); 6] = [
     ("memory", "maps guest RAM and accesses it while others do"),
     ("hostexec", "runs instructions on the host CPU"),
+    ("direct", "traces the processes that execute guest user code"),
     ("translator", "runs translated guest code on the host CPU"),
     ("kvm", "gives the kernel guest memory, shares its run page, interrupts it by signals"),
     ("storage", "gives the kernel buffers by io_uring"),
