@@ -89,7 +89,7 @@ fn translator() -> Check {
 }
 
 fn tap() -> Check {
-    check("tap", open("/dev/net/tun", "networks come with a later version"))
+    check("tap", open("/dev/net/tun", "`--net tap` comes with a later version"))
 }
 
 fn open(path: &str, but: &str) -> Result<String, String> {
