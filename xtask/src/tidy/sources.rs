@@ -6,7 +6,7 @@ use super::{Problem, Repository, SourceFile};
 use crate::workspace::{Package, relative};
 
 /// Crates that may hold unsafe code, and why they must. All others forbid it.
-const UNSAFE_CRATES: [(&str, &str); 6] = [
+const UNSAFE_CRATES: [(&str, &str); 7] = [
     ("memory", "maps guest RAM and accesses it while others do"),
     ("hostexec", "runs instructions on the host CPU"),
     ("direct", "traces the processes that execute guest user code"),
