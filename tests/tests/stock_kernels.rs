@@ -97,12 +97,10 @@ fn executed_directly(setup: Setup) -> Setup {
 
 #[test]
 fn user_code_that_is_executed_directly_boots_the_cloud_kernel() {
-    match translator::direct_execution() {
-        Ok(()) => {
-            boots_with(2, Flavour::Cloud, Form::Pvh, |setup| executed_directly(setup).cpus(2))
-        }
-        Err(e) => skipped(&e.to_string()),
+    if let Err(e) = translator::direct_execution() {
+        return skipped(&e.to_string());
     }
+    boots_with(2, Flavour::Cloud, Form::Pvh, |setup| executed_directly(setup).cpus(2));
 }
 
 #[test]
