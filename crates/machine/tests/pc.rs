@@ -256,7 +256,7 @@ fn a_guest_that_touches_everything_breaks_nothing() {
     let stats = pc.machine.stats();
     assert!(stats.ports.iter().all(|p| p.reads > 0 && p.writes > 0), "{:?}", stats.ports);
     let devices: Vec<_> = stats.mmio.iter().map(|m| m.device).collect();
-    assert_eq!(devices, ["pci", "io-apic", "unclaimed"]);
+    assert_eq!(devices, ["rom-area", "pci", "io-apic", "unclaimed"]);
 }
 
 #[test]
