@@ -144,7 +144,7 @@ dmesg | grep -E 'BAR .*(no space|failed)|can.t claim|probe of .* failed'";
         "FOUND 0000:00:01.0 0x1af4 0x1044 0x00ff00",
         "FOUND 0000:00:02.0 0x1af4 0x1042 0x010000",
         "FOUND 0000:00:1f.0 0x8086 0x2918 0x060100",
-        "CONFIG 256",
+        "CONFIG 4096",
         "SERIAL disk0",
         "SIZE 65536",
         "RNG virtio_rng.0",
