@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 /// What entering and stopping cost, in nanoseconds of CPU time.
-const STOP_COST: i64 = 15_000;
+const STOP_COST: i64 = 40_000;
 /// The credit of an address space that begins, and the most that it can have.
 const MOST_CREDIT: i64 = 1_000_000;
 /// The most that is left when it may have become another process's.
@@ -95,7 +95,7 @@ mod tests {
         habit.sample(now, TICK, 20);
         assert!(habit.is_direct());
         for _ in 0..10_000 {
-            habit.stopped(Duration::from_micros(16));
+            habit.stopped(Duration::from_micros(41));
         }
         assert!(habit.is_direct());
     }
