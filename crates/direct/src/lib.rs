@@ -22,7 +22,7 @@ mod sandbox;
 pub(crate) mod stub;
 pub(crate) mod trace;
 
-pub use sandbox::{Handle, Mapping, Rights, Sandbox, Stop, UserState, is_in_reach};
+pub use sandbox::{Handle, MOST_WATCHED, Mapping, Rights, Sandbox, Stop, UserState, is_in_reach};
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

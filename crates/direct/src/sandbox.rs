@@ -25,6 +25,12 @@ const MOST_VECTORS: usize = 16 << 10;
 /// State components that the guest has: x87, SSE and AVX.
 const COMPONENTS: u64 = 7;
 
+/// Instructions that a sandbox can stop at: the breakpoints that the CPU has (Intel SDM vol. 3B
+/// 18.2).
+pub const MOST_WATCHED: usize = 4;
+/// DR7 with the global and local enabling of that many breakpoints on execution.
+const WATCH_BITS: [u64; MOST_WATCHED + 1] = [0, 0x1, 0x5, 0x15, 0x55];
+
 /// Whether `linear` lies where a sandbox can map a page, with the whole page.
 pub fn is_in_reach(linear: u64) -> bool {
     let page = linear & !(PAGE - 1);
@@ -82,6 +88,8 @@ pub enum Stop {
     Breakpoint,
     /// A debug trap behind an instruction: single step, or INT1.
     Trap,
+    /// The instruction at RIP is one of [`Sandbox::watch`]'s and was not executed.
+    Watched,
     /// [`Handle::interrupt`].
     Interrupted,
     /// Segment registers were loaded with other selectors than Linux gives to user code.
@@ -113,6 +121,8 @@ pub struct Sandbox {
     /// `vectors` is what the process has.
     vectors_known: bool,
     calls: Vec<Call>,
+    /// The instructions that it stops at.
+    watched: [u64; MOST_WATCHED],
 }
 
 /// The list page in this process.
@@ -136,6 +146,7 @@ impl Sandbox {
             vectors: vec![0; MOST_VECTORS],
             vectors_known: false,
             calls: Vec::new(),
+            watched: [0; MOST_WATCHED],
         };
         match trace::wait(pid).map_err(refused("waiting for the process"))? {
             Wait::Ended(status) => {
@@ -211,8 +222,11 @@ impl Sandbox {
                     _ => Stop::Fault,
                 }
             }
-            libc::SIGTRAP if info()?.si_code == SI_KERNEL => Stop::Breakpoint,
-            libc::SIGTRAP => Stop::Trap,
+            libc::SIGTRAP => match info()?.si_code {
+                SI_KERNEL => Stop::Breakpoint,
+                TRAP_HWBKPT => Stop::Watched,
+                _ => Stop::Trap,
+            },
             libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGSYS => Stop::Fault,
             // Somebody on the host sends signals: the guest does not see them.
             _ => Stop::Interrupted,
@@ -248,6 +262,27 @@ impl Sandbox {
         vectors[xsave::MXCSR + 4..xsave::MXCSR + 8].copy_from_slice(&mask);
         self.vectors[..xsave::AREA_SIZE].copy_from_slice(vectors);
         self.vectors_known = true;
+        Ok(())
+    }
+
+    /// Stops before the instructions at these linear addresses, [`MOST_WATCHED`] at most, and at no
+    /// others any more.
+    ///
+    /// # Errors
+    /// [`DirectError::Refused`] when the host has no debug registers to give away.
+    pub fn watch(&mut self, instructions: &[u64]) -> Result<(), DirectError> {
+        let failed = refused("setting breakpoints");
+        let changed: Vec<usize> =
+            (0..instructions.len()).filter(|i| self.watched[*i] != instructions[*i]).collect();
+        let set = |number, value| trace::set_debug_register(self.pid, number, value);
+        let setting = || {
+            // An address in use cannot be replaced on every host.
+            set(CONTROL, 0)?;
+            changed.iter().try_for_each(|index| set(*index, instructions[*index]))?;
+            set(CONTROL, WATCH_BITS[instructions.len()])
+        };
+        setting().map_err(failed)?;
+        self.watched[..instructions.len()].copy_from_slice(instructions);
         Ok(())
     }
 
@@ -332,6 +367,10 @@ impl Drop for Sandbox {
 
 /// `si_code` of signals that the kernel sends without more to say.
 const SI_KERNEL: i32 = 0x80;
+/// `si_code` of a breakpoint in a debug register (sigaction(2)).
+const TRAP_HWBKPT: i32 = 4;
+/// The debug register that says which breakpoints are in use.
+const CONTROL: usize = 7;
 
 fn unexpected(what: &'static str, found: Wait) -> DirectError {
     DirectError::Refused { what, cause: std::io::Error::other(format!("{found:?}")) }

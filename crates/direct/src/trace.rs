@@ -80,6 +80,13 @@ pub(crate) fn signal(pid: pid_t) -> io::Result<siginfo_t> {
     Ok(info)
 }
 
+/// Sets a debug register: 0 to 3 are addresses of breakpoints, 7 tells which are in use (Intel SDM
+/// vol. 3B 18.2).
+pub(crate) fn set_debug_register(pid: pid_t, number: usize, value: u64) -> io::Result<()> {
+    let at = std::mem::offset_of!(libc::user, u_debugreg) + number * size_of::<u64>();
+    request(libc::PTRACE_POKEUSER, pid, at, value as usize as *mut c_void).map(drop)
+}
+
 /// Waits until it stops.
 pub(crate) fn wait(pid: pid_t) -> io::Result<Wait> {
     let mut status = 0;

@@ -114,6 +114,25 @@ fn instructions_that_would_tell_of_the_host_stop() {
 }
 
 #[test]
+fn it_stops_before_instructions_that_are_watched() {
+    // inc eax; inc eax; inc eax; inc eax; int3
+    let code = [0xff, 0xc0, 0xff, 0xc0, 0xff, 0xc0, 0xff, 0xc0, 0xcc];
+    let Some(mut program) = program(&code) else { return };
+    program.sandbox.watch(&[CODE + 2, CODE + 6]).unwrap();
+    assert_eq!((program.run(), program.state.gpr[0]), (Stop::Watched, 1));
+    assert_eq!(program.state.rip, CODE + 2);
+    program.state.rip = CODE + 4;
+    assert_eq!((program.run(), program.state.gpr[0]), (Stop::Watched, 2));
+    assert_eq!(program.state.rip, CODE + 6);
+    program.sandbox.watch(&[CODE + 4]).unwrap();
+    assert_eq!((program.run(), program.state.gpr[0]), (Stop::Breakpoint, 3));
+    program.state.rip = CODE;
+    assert_eq!((program.run(), program.state.rip), (Stop::Watched, CODE + 4));
+    program.sandbox.watch(&[]).unwrap();
+    assert_eq!((program.run(), program.state.gpr[0]), (Stop::Breakpoint, 7));
+}
+
+#[test]
 fn an_endless_loop_is_interrupted() {
     let Some(mut program) = program(&[0xeb, 0xfe]) else { return };
     let handle = Arc::clone(&program.handle);

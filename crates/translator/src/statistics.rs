@@ -33,6 +33,8 @@ pub(crate) struct Counters {
     pub(crate) tlb_fills: u64,
     pub(crate) groups_split: u64,
     pub(crate) dispatches: u64,
+    /// Those of them in kernel code.
+    pub(crate) kernel_dispatches: u64,
     pub(crate) interpreted_blocks: u64,
     /// The exits of code that is no more.
     pub(crate) sites: Sites,

@@ -156,12 +156,14 @@ impl TranslatorVcpu {
     /// good. `Some` leaves `run`.
     fn dispatch(&mut self, bus: &dyn CpuBus) -> Result<Option<VcpuExit>, EngineError> {
         self.counters.dispatches += 1;
+        let in_user_code = self.is_in_user_code();
+        self.counters.kernel_dispatches += u64::from(!in_user_code);
         if self.context().poll.load(Ordering::Relaxed) != 0 {
             self.context().poll.store(0, Ordering::SeqCst);
             self.interpreter.expire_clock();
-            if self.is_in_user_code() {
-                let busy = self.counters.dispatches.wrapping_add(self.context().system_calls);
-                self.direct.sample(busy);
+            if in_user_code {
+                let calls = self.context().system_calls;
+                self.direct.sample(self.counters.kernel_dispatches.wrapping_add(calls));
             }
         }
         if let Some(exit) = self.interpreter.serve_events(bus) {

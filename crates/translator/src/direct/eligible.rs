@@ -1,16 +1,20 @@
-//! Which pages of code may be executed directly: those without instructions that do something else
-//! on the host than in the guest, without a fault that would tell.
+//! Which pages of code may be executed directly: those with few instructions that do something else
+//! on the host than in the guest without a fault that would tell. The sandbox stops at these few by
+//! the CPU's breakpoints.
 //!
 //! This is about equivalence, not about safety: what such an instruction can find out is what any
 //! program of the host can. So the page is decoded in sequence, and code that hides an instruction
 //! inside another one gets away with it.
 
+use ::direct::MOST_WATCHED;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
-/// Whether the page may be executed directly.
-pub(crate) fn is_eligible(page: &[u8; 4096]) -> bool {
+/// The places in a page, in bytes, that the sandbox has to stop at; `None` when they are more than
+/// [`MOST_WATCHED`].
+pub(crate) fn stops(page: &[u8; 4096]) -> Option<Vec<u16>> {
+    let mut stops = Vec::new();
     if !may_differ(page) {
-        return true;
+        return Some(stops);
     }
     // The first instruction may have begun on the page before; decoding falls into step soon.
     let mut at = 0;
@@ -18,11 +22,14 @@ pub(crate) fn is_eligible(page: &[u8; 4096]) -> bool {
         let mut decoder = Decoder::with_ip(64, &page[at..], 0, DecoderOptions::NONE);
         let instruction = decoder.decode();
         if differs(instruction.mnemonic()) {
-            return false;
+            stops.push(at as u16);
+        }
+        if stops.len() > MOST_WATCHED {
+            return None;
         }
         at += if instruction.is_invalid() { 1 } else { instruction.len() };
     }
-    true
+    Some(stops)
 }
 
 /// Whether a byte sequence is there that such an instruction begins with, behind its prefixes.
@@ -81,7 +88,7 @@ mod tests {
             &[0x0f, 0x01, 0x00],       // sgdt [rax]
         ];
         for code in instructions {
-            assert!(!is_eligible(&page(1000, code)), "{code:x?}");
+            assert_eq!(stops(&page(1000, code)), Some(vec![1000]), "{code:x?}");
         }
     }
 
@@ -95,7 +102,14 @@ mod tests {
             &[0xe8, 0x0f, 0xc7, 0x21, 0x00],             // call
         ];
         for code in instructions {
-            assert!(is_eligible(&page(1000, code)), "{code:x?}");
+            assert_eq!(stops(&page(1000, code)), Some(Vec::new()), "{code:x?}");
         }
+    }
+
+    #[test]
+    fn pages_with_more_than_the_cpu_has_breakpoints_are_refused() {
+        let code = [0x0f, 0x01, 0xd0].repeat(MOST_WATCHED + 1);
+        assert_eq!(stops(&page(0, &code[3..])).map(|stops| stops.len()), Some(MOST_WATCHED));
+        assert_eq!(stops(&page(0, &code)), None);
     }
 }

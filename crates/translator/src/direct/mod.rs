@@ -77,8 +77,8 @@ pub(crate) struct Direct {
     owner: Option<ThreadId>,
     /// The next code is translated, since it may not be executed directly.
     skip: bool,
-    /// Pages that have been looked through: their code version and whether they may be executed.
-    eligible: HashMap<usize, (u32, bool)>,
+    /// Pages that have been looked through: their code version and [`eligible::stops`].
+    eligible: HashMap<usize, (u32, Option<Vec<u16>>)>,
     /// When user code was last found running, and what its kernel had done by then.
     sampled: Option<(Instant, u64)>,
     counters: DirectCounters,
@@ -242,7 +242,7 @@ impl TranslatorVcpu {
                     return Ok(());
                 }
                 Stop::Access(linear) => match self.serve_access(linear, state.rip) {
-                    Ok(Access::Mapped) => continue,
+                    Ok(Access::Mapped) => self.direct.space().habit.mapped(),
                     Ok(Access::Interpret) => self.step_directly(bus),
                     Ok(Access::Translate) => return Ok(()),
                     Err(cause) => {
@@ -270,7 +270,7 @@ impl TranslatorVcpu {
                     self.step_back(&state, 1);
                     self.step_directly(bus);
                 }
-                Stop::Fault => self.step_directly(bus),
+                Stop::Fault | Stop::Watched => self.step_directly(bus),
                 Stop::Segments => self.interpreter.refuse_segments(bus),
             }
             if !self.stays_direct() {
@@ -370,7 +370,8 @@ impl TranslatorVcpu {
         let mut wanted = vec![first];
         for near in (begin..begin + around).step_by(PAGE as usize) {
             if self.direct.space().rights(near).is_none() && near != page {
-                wanted.extend(self.wanted(near, fetches));
+                // Breakpoints are for code that runs.
+                wanted.extend(self.wanted(near, fetches).filter(|near| near.stops.is_empty()));
             }
         }
         self.direct.counters.pages_mapped += wanted.len() as u64;
@@ -391,26 +392,26 @@ impl TranslatorVcpu {
         let UserPage { ram, .. } = found;
         if code && found.executable {
             let version = self.watch(ram);
-            let rights =
-                if self.is_eligible(ram, version) { Rights::Execute } else { Rights::Read };
-            return Some(Wanted { linear, ram, rights, version });
+            let stops = self.stops(ram, version);
+            let rights = if stops.is_some() { Rights::Execute } else { Rights::Read };
+            return Some(Wanted { linear, ram, rights, version, stops: stops.unwrap_or_default() });
         }
         let rights = if found.writable { Rights::Write } else { Rights::Read };
-        (!code).then_some(Wanted { linear, ram, rights, version: 0 })
+        (!code).then_some(Wanted { linear, ram, rights, version: 0, stops: Vec::new() })
     }
 
-    /// Whether the page of code at `ram` may be executed directly.
-    fn is_eligible(&mut self, ram: RamOffset, version: u32) -> bool {
-        if let Some((looked, eligible)) = self.direct.eligible.get(&ram.page())
+    /// Where direct execution of the page of code at `ram` has to stop, if it may be executed.
+    fn stops(&mut self, ram: RamOffset, version: u32) -> Option<Vec<u16>> {
+        if let Some((looked, stops)) = self.direct.eligible.get(&ram.page())
             && *looked == version
         {
-            return *eligible;
+            return stops.clone();
         }
         let mut page = [0; 4096];
         self.ram.read_at(ram, &mut page);
-        let eligible = eligible::is_eligible(&page);
-        self.direct.eligible.insert(ram.page(), (version, eligible));
-        eligible
+        let stops = eligible::stops(&page);
+        self.direct.eligible.insert(ram.page(), (version, stops.clone()));
+        stops
     }
 
     /// Whether user code runs now, for [`Direct::sample`].

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use ::direct::{DirectError, Mapping, Rights, Sandbox};
+use ::direct::{DirectError, MOST_WATCHED, Mapping, Rights, Sandbox};
 use memory::{GuestRam, RamOffset};
 
 use super::habit::Habit;
@@ -24,6 +24,11 @@ pub(crate) struct Space {
     /// Linear addresses of the pages mapped to be executed, with their place and code version.
     code: Vec<(u64, RamOffset, u32)>,
     code_epoch: u64,
+    /// Linear addresses of instructions that it has to stop at, those of pages mapped last at the
+    /// end.
+    watched: Vec<u64>,
+    /// The sandbox knows them.
+    watches: bool,
     /// Everything has to go before it is entered again.
     all_gone: bool,
     /// These pages have to go.
@@ -36,13 +41,14 @@ struct Page {
     rights: Rights,
 }
 
-/// A page to be mapped, with the code version of one that is to be executed.
-#[derive(Clone, Copy)]
+/// A page to be mapped, with the code version of one that is to be executed and the places in it
+/// where execution has to stop.
 pub(crate) struct Wanted {
     pub(crate) linear: u64,
     pub(crate) ram: RamOffset,
     pub(crate) rights: Rights,
     pub(crate) version: u32,
+    pub(crate) stops: Vec<u16>,
 }
 
 impl Space {
@@ -56,6 +62,8 @@ impl Space {
             writable: HashMap::default(),
             code: Vec::new(),
             code_epoch: 0,
+            watched: Vec::new(),
+            watches: true,
             all_gone: false,
             gone: Vec::new(),
         }
@@ -70,6 +78,7 @@ impl Space {
     pub(crate) fn close(&mut self) {
         self.forget_pages();
         self.sandbox = None;
+        self.watches = true;
         self.all_gone = false;
     }
 
@@ -94,6 +103,9 @@ impl Space {
         } else if !self.gone.is_empty() {
             sandbox.unmap(self.gone.drain(..))?;
         }
+        if !std::mem::replace(&mut self.watches, true) {
+            sandbox.watch(&self.watched)?;
+        }
         Ok(sandbox)
     }
 
@@ -115,6 +127,7 @@ impl Space {
     pub(crate) fn map(&mut self, wanted: &[Wanted]) -> Result<(), DirectError> {
         for page in wanted {
             self.forget_page(page.linear);
+            self.watch(page);
             self.pages.insert(page.linear, Page { ram: page.ram.0, rights: page.rights });
             match page.rights {
                 Rights::Read => {}
@@ -128,6 +141,19 @@ impl Space {
             offset: page.ram.0,
             rights: page.rights,
         }))
+    }
+
+    /// Has execution stop where it has to in `page`, in place of what was mapped first if need be.
+    fn watch(&mut self, page: &Wanted) {
+        if page.stops.is_empty() {
+            return;
+        }
+        while self.watched.len() + page.stops.len() > MOST_WATCHED {
+            let first = self.watched[0] & !0xfff;
+            self.drop_page(first);
+        }
+        self.watched.extend(page.stops.iter().map(|at| page.linear + u64::from(*at)));
+        self.watches = false;
     }
 
     /// Nobody may rely on any page any more.
@@ -166,7 +192,12 @@ impl Space {
                     }
                 }
             }
-            Rights::Execute => self.code.retain(|(place, ..)| *place != linear),
+            Rights::Execute => {
+                self.code.retain(|(place, ..)| *place != linear);
+                let before = self.watched.len();
+                self.watched.retain(|at| at & !0xfff != linear);
+                self.watches &= self.watched.len() == before;
+            }
         }
         true
     }
@@ -176,5 +207,7 @@ impl Space {
         self.writable.clear();
         self.code.clear();
         self.gone.clear();
+        self.watches &= self.watched.is_empty();
+        self.watched.clear();
     }
 }
