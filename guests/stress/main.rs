@@ -16,6 +16,7 @@ mod code;
 mod compute;
 mod memory;
 mod process;
+mod processor;
 mod random;
 mod sharing;
 mod sys;
@@ -33,7 +34,7 @@ type Private = fn(u64, &Path) -> u64;
 /// Work of several threads: a digest of a seed and their number.
 type Joint = fn(u64, usize) -> u64;
 
-const PRIVATE: [(&str, Private); 15] = [
+const PRIVATE: [(&str, Private); 16] = [
     ("integers", |seed, _| compute::integers(seed)),
     ("floats", |seed, _| compute::floats(seed)),
     ("extended", |seed, _| compute::extended_floats(seed)),
@@ -49,6 +50,7 @@ const PRIVATE: [(&str, Private); 15] = [
     ("signals", |seed, _| process::signals(seed)),
     ("threads", |seed, _| process::threads(seed)),
     ("files", process::files),
+    ("processor", |seed, _| processor::answers(seed)),
 ];
 
 const JOINT: [(&str, Joint); 9] = [

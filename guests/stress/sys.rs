@@ -2,7 +2,7 @@
 //!
 //! The functions are those of the C library that std links (POSIX.1-2017, Linux man-pages).
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::null_mut;
@@ -45,6 +45,7 @@ const MAP_FIXED: c_int = 0x10;
 const MAP_ANONYMOUS: c_int = 0x20;
 const MADV_DONTNEED: c_int = 4;
 const ITIMER_REAL: c_int = 0;
+const SYS_GETCPU: c_long = 309;
 
 /// `struct itimerval`: seconds and microseconds of the interval and of the first expiry.
 #[repr(C)]
@@ -70,6 +71,7 @@ unsafe extern "C" {
     fn set_handler(number: c_int, handler: extern "C" fn(c_int)) -> usize;
     #[link_name = "raise"]
     fn raise_signal(number: c_int) -> c_int;
+    fn syscall(number: c_long, cpu: *mut c_uint, node: *mut c_uint, unused: usize) -> c_long;
     fn setitimer(which: c_int, new: *const IntervalTimer, old: *mut IntervalTimer) -> c_int;
 }
 
@@ -224,6 +226,16 @@ pub fn handle(number: c_int, handler: extern "C" fn(c_int)) {
 pub fn raise(number: c_int) {
     // SAFETY: the signal has a handler.
     check("raise", unsafe { raise_signal(number) });
+}
+
+/// The number of the CPU that this executes on, by the kernel's word: the C library would ask the
+/// processor.
+pub fn current_cpu() -> u32 {
+    let mut cpu = 0;
+    // SAFETY: getcpu writes the number; it is not asked for the node.
+    let result = unsafe { syscall(SYS_GETCPU, &raw mut cpu, null_mut(), 0) };
+    assert!(result == 0, "getcpu: {}", std::io::Error::last_os_error());
+    cpu
 }
 
 /// SIGALRM every so many microseconds from now on, below a second; 0 ends it.
