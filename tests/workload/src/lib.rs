@@ -2,11 +2,12 @@
 //!
 //! [`init`] makes the `/init` of an initramfs from a script, [`kernel_log`] finds what a kernel
 //! complains about, [`stress`] runs the program of `guests/stress` on the host and compares what a
-//! guest prints with it.
+//! guest prints with it, [`micro`] reads what the program of `guests/micro` measured.
 
 #![forbid(unsafe_code)]
 
 pub mod kernel_log;
+pub mod micro;
 pub mod stress;
 
 /// The beginning of every `/init`: file systems, commands by name, and a line for the test.

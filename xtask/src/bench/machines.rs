@@ -63,7 +63,10 @@ impl Bench {
 
     /// The same with what `files` has in the initramfs.
     pub fn prepare_with(common: &Common, files: Builder) -> Result<Self> {
-        let ringfence = workspace::ringfence()?;
+        let ringfence = match &common.ringfence {
+            Some(file) => file.clone(),
+            None => workspace::ringfence()?,
+        };
         let store = Store::open_default()?;
         let kernel = match &common.kernel {
             Some(kernel) => kernel.clone(),
@@ -85,10 +88,15 @@ impl Bench {
 
     /// Boots a guest whose `/init` is told `arguments`; it powers off by itself.
     pub fn boot(&self, machine: &Machine, arguments: &str) -> Result<Capture> {
+        self.boot_with_cpus(machine, arguments, 1)
+    }
+
+    /// The same with so many CPUs.
+    pub fn boot_with_cpus(&self, machine: &Machine, arguments: &str, cpus: u32) -> Result<Capture> {
         let cmdline = format!("{CONSOLE} {arguments}");
         let mut command = match machine {
-            Machine::Ringfence { engine } => self.ringfence(engine, &cmdline),
-            Machine::Qemu => self.qemu(&cmdline),
+            Machine::Ringfence { engine } => self.ringfence(engine, &cmdline, cpus),
+            Machine::Qemu => self.qemu(&cmdline, cpus),
             Machine::Native => bail!("the host boots no guest"),
         };
         capture(&mut command, self.timeout)
@@ -109,6 +117,16 @@ impl Bench {
         capture(&mut command, self.timeout)
     }
 
+    /// Runs a program on the host.
+    pub fn native_program(&self, command: &mut Command) -> Result<Capture> {
+        capture(command, self.timeout)
+    }
+
+    /// The busybox that all machines have.
+    pub fn busybox(&self) -> &Path {
+        &self.busybox
+    }
+
     /// Guest instructions of the last run of Ringfence, where the engine counts them.
     pub fn instructions(&self) -> Result<Option<u64>> {
         let path = self.stats();
@@ -121,17 +139,19 @@ impl Bench {
         self.scratch.path().join("stats.json")
     }
 
-    fn ringfence(&self, engine: &str, cmdline: &str) -> Command {
+    fn ringfence(&self, engine: &str, cmdline: &str, cpus: u32) -> Command {
         let mut command = Command::new(&self.ringfence);
         command.arg("run").arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initrd);
         command.args(["--cmdline", cmdline, "--memory", &self.memory.to_string()]);
+        command.args(["--cpus", &cpus.to_string()]);
         command.args(["--engine", engine, "--no-reboot", "--stats"]).arg(self.stats());
         command
     }
 
-    fn qemu(&self, cmdline: &str) -> Command {
+    fn qemu(&self, cmdline: &str, cpus: u32) -> Command {
         let mut command = Command::new(QEMU);
-        command.args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-nodefaults"]);
+        command.args(["-accel", "tcg", "-cpu", "max", "-nodefaults"]);
+        command.args(["-smp", &cpus.to_string()]);
         command.args(["-display", "none", "-serial", "stdio", "-no-reboot"]);
         command.args(["-m", &self.memory.to_string(), "-append", cmdline]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);

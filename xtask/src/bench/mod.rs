@@ -1,17 +1,19 @@
 //! Measures guests on Ringfence beside other machines.
 //!
 //! `bench` boots the stock cloud kernel to GUEST-UP; `bench suite` runs `benches/guest/guest-bench.sh`
-//! natively and in guests, and `bench crypto` runs `openssl speed` there. Machines are measured in turn, run by run, so that whatever else the
-//! host does meets all of them alike; what is reported are medians. Times are the host's: every
-//! line of output is dated when it arrives.
+//! natively and in guests, `bench crypto` runs `openssl speed` there, and `bench micro` the program
+//! of `guests/micro`. Machines are measured in turn, run by run, so that whatever else the host does
+//! meets all of them alike; what is reported are medians. Times are the host's, or are compared
+//! with the host's: every line of output is dated when it arrives.
 //!
 //! [`machines`] knows the machines and starts them, [`capture`] dates their lines, [`boot`],
-//! [`suite`] and [`crypto`] are the measurements, [`report`] makes medians and tables.
+//! [`suite`], [`crypto`] and [`micro`] are the measurements, [`report`] makes medians and tables.
 
 mod boot;
 mod capture;
 mod crypto;
 mod machines;
+mod micro;
 mod report;
 mod suite;
 
@@ -45,6 +47,13 @@ enum What {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
         seconds: u32,
     },
+    /// What single operations of a kernel cost, natively and in guests: system calls, faults,
+    /// processes, interrupts, devices
+    Micro {
+        /// Measure nothing else, by its name in the table
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
 }
 
 /// What all measurements take.
@@ -54,7 +63,7 @@ struct Common {
     #[arg(long, default_value_t = 3, global = true, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Engines of Ringfence to measure
-    #[arg(long, default_value = "interpreter", value_delimiter = ',', global = true)]
+    #[arg(long, default_value = "translator", value_delimiter = ',', global = true)]
     engines: Vec<String>,
     /// Leave QEMU out even where it is installed
     #[arg(long, global = true)]
@@ -62,6 +71,9 @@ struct Common {
     /// A kernel other than the stock cloud kernel
     #[arg(long, value_name = "FILE", global = true)]
     kernel: Option<PathBuf>,
+    /// A ringfence to measure instead of building one
+    #[arg(long, value_name = "FILE", global = true)]
+    ringfence: Option<PathBuf>,
     /// Memory of the guests, MiB
     #[arg(long, default_value_t = 512, global = true)]
     memory: u32,
@@ -74,9 +86,10 @@ struct Common {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    match options.what {
+    match &options.what {
         None | Some(What::Boot) => boot::run(&options.common),
-        Some(What::Suite { scale }) => suite::run(&options.common, scale),
-        Some(What::Crypto { seconds }) => crypto::run(&options.common, seconds),
+        Some(What::Suite { scale }) => suite::run(&options.common, *scale),
+        Some(What::Crypto { seconds }) => crypto::run(&options.common, *seconds),
+        Some(What::Micro { only }) => micro::run(&options.common, only.as_deref()),
     }
 }
