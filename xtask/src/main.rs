@@ -1,10 +1,10 @@
-//! Developer verbs: `cargo xtask ci|tidy|test|bench|stress|fuzz|vmlinux|dump-block`.
+//! Developer verbs: `cargo xtask ci|tidy|test|bench|boots|stress|fuzz|vmlinux|dump-block`.
 //!
 //! Few entry points, each one command that does everything: what continuous integration runs is
 //! `cargo xtask test`, and what a developer runs before a commit is `cargo xtask ci`.
 //!
 //! [`workspace`] knows where things are and starts cargo; [`tidy`] tests the repository itself;
-//! [`bench`] measures guests beside other machines; [`stress`] compares a guest that has several
+//! [`bench`] measures guests beside other machines; [`boots`] boots stock kernels time and again; [`stress`] compares a guest that has several
 //! vCPUs with the host; [`fuzz`] runs the fuzz targets of `fuzz/`; [`dump_block`] shows what the
 //! translator makes of guest code.
 
@@ -12,6 +12,7 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool reports on standard output")]
 
 mod bench;
+mod boots;
 mod ci;
 mod dump_block;
 mod fuzz;
@@ -43,6 +44,8 @@ enum Verb {
     Test(test::Options),
     /// Measure the interpreter and the boot time, or the guest benchmark suite, beside QEMU
     Bench(bench::Options),
+    /// Boot stock kernels time and again, with several numbers of CPUs
+    Boots(boots::Options),
     /// Run the stress program in a guest with several vCPUs, compared with the host
     Stress(stress::Options),
     /// Run a fuzz target (without a name: list them); needs a nightly toolchain and a C++ compiler
@@ -69,6 +72,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Tidy => tidy::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Boots(options) => boots::run(&options),
         Verb::Stress(options) => stress::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Vmlinux(options) => vmlinux::run(&options),

@@ -10,11 +10,11 @@
 //! [`suite`], [`crypto`] and [`micro`] are the measurements, [`report`] makes medians and tables.
 
 mod boot;
-mod capture;
+pub mod capture;
 mod crypto;
 mod machines;
 mod micro;
-mod report;
+pub mod report;
 mod suite;
 
 use std::path::PathBuf;
