@@ -8,10 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
+use kvm::{Kvm, Speed};
 use lifecycle::{
     BootFiles, ConsoleOutput, Disk, EngineChoice, MacAddress, MachineSpec, NetBackend, NetPort,
     Outcome, Policy, SnapshotDir, Vm, VmConfig, VmError,
 };
+
+use crate::stock::skipped;
 
 /// Bytes of console that are kept.
 const CONSOLE_LIMIT: usize = 8 << 20;
@@ -322,6 +325,18 @@ impl Guest {
         let text = self.text();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
+    }
+}
+
+/// The kvm engine, and what KVM does with guest kernels here; `None` where the host has no KVM, after
+/// saying why.
+pub fn kvm() -> Option<(Kvm, Speed)> {
+    match Kvm::open().and_then(|kvm| Ok((kvm.speed()?, kvm))) {
+        Ok((speed, kvm)) => Some((kvm, speed)),
+        Err(error) => {
+            skipped(&error.to_string());
+            None
+        }
     }
 }
 

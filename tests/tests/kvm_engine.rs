@@ -11,7 +11,7 @@ use images::kernels::Flavour;
 use kvm::{Kvm, Speed};
 use lifecycle::Outcome;
 use ringfence_tests::stock::{Form, boot_files};
-use ringfence_tests::vm::{Guest, Setup};
+use ringfence_tests::vm::{Guest, Setup, kvm};
 
 /// Some ten times what a boot takes alone: the tests of a run share the host.
 const BOOT: Duration = Duration::from_secs(400);
@@ -32,33 +32,39 @@ const RESULTS: [&str; 6] = [
     "GUEST-DOWN",
 ];
 
-/// The engine and what it is here; says why when there is none.
-fn kvm() -> Option<(Kvm, Speed)> {
-    match Kvm::open().and_then(|kvm| Ok((kvm.speed()?, kvm))) {
-        Ok((speed, kvm)) => Some((kvm, speed)),
-        Err(error) => {
-            eprintln!("SKIPPED: {error}");
-            None
-        }
-    }
-}
-
-fn boot(kvm: Kvm, script: &str) -> Option<Guest> {
+fn boot(kvm: Kvm, cpus: u32, script: &str) -> Option<Guest> {
     let files = boot_files(Flavour::Cloud, Form::Pvh, script)?;
-    Some(Setup::new(Arc::new(kvm), 256, files).cmdline("console=ttyS0").start())
+    let setup = Setup::new(Arc::new(kvm), 256, files).cpus(cpus);
+    Some(setup.cmdline("console=ttyS0").start())
 }
 
+/// The sum of all vCPUs' counters of this name.
 fn counter(guest: &Guest, name: &str) -> u64 {
     let stats = guest.vm.stats().expect("a VM has statistics");
-    let found = stats.vcpus[0].counters.iter().find(|(counter, _)| *counter == name);
-    found.unwrap_or_else(|| panic!("no counter {name}")).1
+    let all = stats.vcpus.iter().flat_map(|vcpu| &vcpu.counters);
+    all.filter(|(counter, _)| *counter == name).map(|(_, count)| count).sum()
 }
 
 #[test]
 fn a_stock_kernel_boots_and_works() {
+    works(1);
+}
+
+#[test]
+fn a_stock_kernel_works_on_two_vcpus() {
+    works(2);
+}
+
+#[test]
+#[ignore = "as the tests on one and two vCPUs, and longer: vCPUs take turns in an emulated KVM"]
+fn a_stock_kernel_works_on_four_vcpus() {
+    works(4);
+}
+
+fn works(cpus: u32) {
     let Some((kvm, speed)) = kvm() else { return };
     let start = Instant::now();
-    let Some(guest) = boot(kvm, WORK) else { return };
+    let Some(guest) = boot(kvm, cpus, WORK) else { return };
     guest.expect("GUEST-UP", BOOT);
     eprintln!("{speed:?}; GUEST-UP after {:.1} s", start.elapsed().as_secs_f64());
     assert_eq!(guest.end(BOOT), Outcome::PoweredOff, "{}", guest.last_lines());
@@ -66,7 +72,18 @@ fn a_stock_kernel_boots_and_works() {
     for result in RESULTS {
         assert!(text.contains(result), "no {result:?}:\n{}", guest.last_lines());
     }
-    for word in ["BUG", "Oops", "Call Trace", "panic", "stall", "lockup", "segfault", "traps:"] {
+    for word in [
+        "BUG",
+        "Oops",
+        "Call Trace",
+        "panic",
+        "stall",
+        "lockup",
+        "segfault",
+        "traps:",
+        "unstable",
+        "warp",
+    ] {
         assert!(!text.contains(word), "{word}:\n{text}");
     }
     for name in ["instructions_carried", "kernel_runs", "user_code_visits", "emulation_failures"] {

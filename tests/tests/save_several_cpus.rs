@@ -1,5 +1,5 @@
 //! A VM with several vCPUs is stopped wherever they are, saved, and restored into a fresh machine of
-//! the other software engine, again and again, and goes on as if nothing had happened.
+//! the next engine, again and again, and goes on as if nothing had happened.
 //!
 //! vCPUs cannot be stopped together at an instruction count, so they are kicked after a random time:
 //! `SAVE_SEED` chooses the times only, and a failure may need several runs to come up again.
@@ -18,7 +18,7 @@ use ringfence_tests::guests::{Oracle, all, judge, known_deviations};
 use ringfence_tests::handover::hand_over;
 use ringfence_tests::settings::number;
 use ringfence_tests::stock::{Form, boot_files_with};
-use ringfence_tests::vm::{Guest, Setup};
+use ringfence_tests::vm::{Guest, Setup, kvm};
 use translator::Translator;
 use workload::stress::{Comparison, Extent, GUEST_PATH, Plan, program};
 
@@ -30,7 +30,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Runs the guest through handovers after at most `longest` each, then to its end.
 fn outlive(mut guest: Guest, longest: Duration) -> (Guest, Outcome) {
     let translator = Arc::new(Translator::new().expect("a host with BMI2 and AVX2"));
-    let engines: [Arc<dyn Engine>; 2] = [translator, Arc::new(Interpreter::new())];
+    let interpreter = Arc::new(Interpreter::new());
+    let mut engines: Vec<Arc<dyn Engine>> = vec![translator, interpreter];
+    engines.extend(kvm().map(|(kvm, _)| Arc::new(kvm) as _));
     let seed = number("SAVE_SEED").unwrap_or(0x5361_7665);
     let mut random = Random::new(seed, 1);
     for number in 0..HANDOVERS {
@@ -45,7 +47,7 @@ fn outlive(mut guest: Guest, longest: Duration) -> (Guest, Outcome) {
             let outcome = guest.end(LIMIT);
             return (guest, outcome);
         }
-        (guest, _) = hand_over(guest, Arc::clone(&engines[number as usize % 2]));
+        (guest, _) = hand_over(guest, Arc::clone(&engines[number as usize % engines.len()]));
     }
     guest.vm.resume().expect("it is paused");
     let outcome = guest.end(LIMIT);

@@ -15,7 +15,7 @@ use lifecycle::Outcome;
 use ringfence_tests::bare;
 use ringfence_tests::settings::number;
 use ringfence_tests::stock::{Form, boot_files, boot_files_with, skipped};
-use ringfence_tests::vm::Setup;
+use ringfence_tests::vm::{Setup, kvm};
 use translator::{DirectPolicy, Options, Translator};
 use workload::stress::{Comparison, Extent, GUEST_PATH, Plan, program};
 
@@ -90,6 +90,15 @@ fn two_vcpus_of_the_translator_compute_as_the_host() {
 #[test]
 fn four_vcpus_of_the_translator_compute_as_the_host() {
     stress(translator(), 4);
+}
+
+/// Where KVM emulates guest kernels, vCPUs take turns in it, and the interpreters know nothing of
+/// what is written meanwhile.
+#[test]
+fn two_vcpus_of_kvm_compute_as_the_host() {
+    if let Some((kvm, _)) = kvm() {
+        stress(Arc::new(kvm), 2);
+    }
 }
 
 /// All user code is executed by the host CPU itself.

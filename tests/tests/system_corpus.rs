@@ -58,34 +58,40 @@ corpus! {
 
 /// The kvm engine where /dev/kvm opens.
 mod kvm {
-    use ::kvm::{Kvm, Share, Speed};
+    use std::sync::Arc;
+
+    use ::kvm::{Share, Speed};
+    use ringfence_tests::stock::skipped;
+    use ringfence_tests::vm::kvm;
 
     /// What a KVM that emulates guest kernels executes right. The others look at what it does not
     /// have, such as paging outside long mode, or does not do as the manuals say.
     const PASS_WHEN_EMULATED: [&str; 4] = ["real_mode", "smc", "task_switch", "v86"];
 
     fn run(program: &str) {
-        match Kvm::open() {
-            Err(error) => eprintln!("SKIPPED {program} on kvm: {error}"),
-            Ok(kvm) => super::run(program, std::sync::Arc::new(kvm), 1),
+        run_on(program, 1);
+    }
+
+    fn run_on(program: &str, cpus: u32) {
+        if let Some((kvm, _)) = kvm() {
+            super::run(program, Arc::new(kvm), cpus);
         }
     }
 
     each_program!(run);
+    several_cpus!(run_on);
 
     /// Where KVM executes only user code, these programs are the interpreter's. Here KVM executes
     /// them, and the interpreter what KVM fails to.
     #[test]
     fn an_emulated_kvm_executes_kernels_with_the_help_of_the_interpreter() {
-        match Kvm::open().and_then(|kvm| Ok((kvm.speed()?, kvm))) {
-            Err(error) => eprintln!("SKIPPED on kvm: {error}"),
-            Ok((Speed::Hardware(_), _)) => eprintln!("SKIPPED: this KVM is not emulated"),
-            Ok((Speed::Emulated(_), kvm)) => {
-                let everything = std::sync::Arc::new(kvm.with_share(Share::Everything));
-                for program in PASS_WHEN_EMULATED {
-                    super::run(program, std::sync::Arc::clone(&everything) as _, 1);
-                }
-            }
+        let Some((kvm, speed)) = kvm() else { return };
+        if let Speed::Hardware(_) = speed {
+            return skipped("this KVM is not emulated");
+        }
+        let everything = Arc::new(kvm.with_share(Share::Everything));
+        for program in PASS_WHEN_EMULATED {
+            super::run(program, Arc::clone(&everything) as _, 1);
         }
     }
 }

@@ -67,12 +67,11 @@ impl Cpu {
         self.dr6 = state.debug.dr6 & dr::DR6_WRITABLE | dr::DR6_FIXED;
         self.dr7 = state.debug.dr7 & dr::DR7_WRITABLE | dr::DR7_FIXED;
         self.set_rflags(state.general.rflags);
-        let PendingEvents { event: _, nmi, nmi_blocked, woken, shadow, debug_trap, extint } =
+        let PendingEvents { event: _, nmi, nmi_blocked, woken, shadow, debug_trap, extint: _ } =
             state.events.clone();
         (self.nmi_pending, self.nmi_blocked, self.shadow) = (nmi, nmi_blocked, shadow);
         self.woken = woken;
         self.debug_trap = debug_trap & dr::DR6_WRITABLE;
-        self.mailbox.set_extint(extint);
         self.run_state = state.run_state;
         self.shutdown = state.run_state == RunState::Shutdown;
         (self.raised, self.stop, self.repeating) = (None, None, false);

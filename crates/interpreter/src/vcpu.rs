@@ -491,10 +491,8 @@ impl Vcpu for InterpreterVcpu {
     }
 
     fn restore(&mut self, state: &VcpuState, bus: &dyn CpuBus) -> Result<(), EngineError> {
-        self.cpu.restore(state, bus).map_err(EngineError::BadState)?;
-        self.cpu.debug_stop = None;
-        self.next_clock = 0;
-        Ok(())
+        self.cpu.mailbox.set_extint(state.events.extint);
+        self.replace(state, bus)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

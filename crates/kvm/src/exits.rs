@@ -28,6 +28,8 @@ impl KvmVcpu {
         if self.waker.is_kicked() {
             return Ok(());
         }
+        let vm = std::sync::Arc::clone(&self.vm);
+        let _inside = vm.inside(self.index);
         self.run_once(bus)
     }
 
@@ -73,8 +75,7 @@ impl KvmVcpu {
         mailbox.drain(|event| match event {
             Event::Interrupt { vector, level } => self.apic.accept(vector, level),
             Event::Nmi => nmi = true,
-            // There is one vCPU, which runs.
-            Event::Wake => {}
+            Event::Wake => self.woken = true,
             Event::Init | Event::Sipi(_) => again.push(event),
         });
         if nmi {

@@ -83,8 +83,13 @@ impl Handle {
     }
 
     /// Makes the guest's TSC show `tsc` now, by moving its offset: KVM takes a write to the MSR
-    /// that is less than a second off for an attempt to synchronise, and ignores it.
-    pub(crate) fn set_tsc(&self, tsc: u64) -> Result<(), KvmError> {
+    /// that is less than a second off for an attempt to synchronise, and ignores it. `agreed` makes
+    /// of the offset that leads there the one that is set.
+    pub(crate) fn set_tsc(
+        &self,
+        tsc: u64,
+        agreed: impl FnOnce(u64) -> u64,
+    ) -> Result<(), KvmError> {
         let delta = tsc.wrapping_sub(self.tsc()?);
         let mut offset = 0_u64;
         let attribute = kvm_device_attr {
@@ -104,7 +109,7 @@ impl Handle {
         // volatile, since only the number tells the compiler so.
         unsafe {
             let at = &raw mut offset;
-            at.write_volatile(at.read_volatile().wrapping_add(delta));
+            at.write_volatile(agreed(at.read_volatile().wrapping_add(delta)));
         }
         // SAFETY: the kernel reads the structure and the 8 bytes at its address.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_SET_DEVICE_ATTR, &attribute) };

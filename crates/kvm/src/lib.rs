@@ -12,10 +12,11 @@
 //!
 //! - [`device`]: opening /dev/kvm; [`probe`]: whether it is emulated; [`cpuid`]: what guests see;
 //! - [`handle`], [`wake`]: the vCPU's system calls, and how others interrupt them;
+//! - [`vm`]: what the vCPUs of a VM share;
 //! - [`vcpu`], [`exits`]: the loop; [`user_code`]: that of emulated hosts; [`registers`]: to and
 //!   from `engine::VcpuState`.
 //!
-//! Limits: one vCPU; no TSC scaling where the host has none; memory that the guest writes is not
+//! Limits: no TSC scaling where the host has none; memory that the guest writes is not
 //! in the dirty bitmaps of `memory`, which nobody reads from yet; the xAPIC page cannot be moved
 //! over RAM; where KVM executes the guest's kernel, RAM below 1 MiB is not write-protected. IA32_SPEC_CTRL is not passed through: guests see no more features than their profile.
 //! On emulated hosts user code sees of the host: its XCR0 in XGETBV and XSAVE, and the number of the
@@ -33,6 +34,7 @@ mod probe;
 mod registers;
 mod user_code;
 mod vcpu;
+mod vm;
 mod wake;
 
 use std::ffi::CStr;
@@ -64,6 +66,7 @@ pub enum Share {
 pub struct Kvm {
     opened: Arc<device::Opened>,
     share: Option<Share>,
+    vms: Arc<vm::Vms>,
 }
 
 impl Kvm {
@@ -80,7 +83,7 @@ impl Kvm {
     /// # Errors
     /// [`KvmError`] says what it lacks.
     pub fn open_at(path: &CStr) -> Result<Self, KvmError> {
-        Ok(Self { opened: Arc::new(device::open(path)?), share: None })
+        Ok(Self { opened: Arc::new(device::open(path)?), share: None, vms: Arc::default() })
     }
 
     /// With this share instead of the one that suits the host.
@@ -124,6 +127,7 @@ impl Engine for Kvm {
     }
 
     fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
-        Ok(Box::new(KvmVcpu::new(config, &self.opened, self.share()?)?))
+        let vm = self.vms.of(&config, &self.opened)?;
+        Ok(Box::new(KvmVcpu::new(config, &self.opened, vm, self.share()?)?))
     }
 }

@@ -194,7 +194,6 @@ pub(crate) fn from_events(e: &kvm_vcpu_events, state: &mut VcpuState) {
         event: None,
         nmi: e.nmi.pending != 0 || taken_back,
         nmi_blocked: e.nmi.masked != 0 && !taken_back,
-        // There is no other vCPU that could ask.
         woken: false,
         shadow: match e.interrupt.shadow {
             0 => Shadow::None,

@@ -19,6 +19,8 @@
 //! Specification: Intel SDM vol. 3A 6.15 (double fault), vol. 2B SYSCALL.
 //! Neighbours: [`crate::vcpu`] calls; [`crate::exits`] serves what a visit ends with.
 
+use std::sync::Arc;
+
 use engine::{CpuBus, EngineError, RunState, Shadow, Vcpu, VcpuExit, VcpuState};
 use kvm_bindings::kvm_vcpu_events;
 use memory::{Gpa, GuestRam};
@@ -45,6 +47,8 @@ const SYSCALL_MASK: u64 = rflags::IF;
 const SYSCALL_LENGTH: u64 = 2;
 /// Limit of the TSS during a visit: it ends before the I/O permission bitmap's place.
 const TSS_LIMIT: u32 = 0x65;
+/// The longest visit while there are other vCPUs, which stand still, in nanoseconds.
+const LONGEST_VISIT_NS: u64 = 10_000_000;
 /// A host's TSC that is ahead by more than so many nanoseconds is another TSC.
 const TSC_AHEAD_NS: u64 = 10_000_000;
 /// A host's TSC that is behind by less will catch up at once.
@@ -110,9 +114,9 @@ impl KvmVcpu {
         let Some(user) = &mut self.user else { return Ok(()) };
         if std::mem::take(&mut user.unborn) {
             user.tsc_is_hosts = true;
-            let mut state = self.carrier.save(bus)?;
-            state.tsc = self.handle.tsc()?;
-            self.carrier.restore(&state, bus)?;
+            let (vm, handle, carrier) = (&self.vm, &self.handle, &self.carrier);
+            vm.begin(|| Ok(handle.tsc()?.wrapping_sub(carrier.tsc(bus))))?;
+            self.follow_others(bus);
         }
         Ok(())
     }
@@ -140,25 +144,31 @@ impl KvmVcpu {
         user.credit += PORTION;
         if user.tsc_is_hosts && user.credit >= VISIT_WORTH {
             user.credit = 0;
-            self.visit(bus)?;
+            let (vm, waker) = (Arc::clone(&self.vm), Arc::clone(&self.waker));
+            vm.alone(self.index, &waker, || self.visit(bus))?;
         }
         Ok(None)
     }
 
-    /// Lets KVM execute user code until something happens that is not for it.
+    /// Lets KVM execute user code until something happens that is not for it. No other vCPU executes
+    /// anything meanwhile.
     fn visit(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        // What others have done while this vCPU waited for its turn.
+        self.follow_others(bus);
         let state = self.carrier.save(bus)?;
         self.apic
             .restore(&state.apic, state.tsc)
             .map_err(|e| EngineError::BadState(e.to_string()))?;
         let waits = self.apic.pending().is_some() || self.mailbox.extint();
-        if waits || !fits(&state, &self.ram) || !self.meets_tsc(state.tsc)? {
+        if waits || !fits(&state, self.vm.ram()) || !self.meets_tsc(state.tsc)? {
             return Ok(());
         }
         self.drop_stale_tables()?;
         self.write_registers(&for_visit(&state))?;
         let distance = |at: u64| self.scale.ticks_to_ns(at.saturating_sub(state.tsc));
-        let alarm = self.apic.deadline().map(distance);
+        let longest = (!self.vm.is_alone()).then_some(LONGEST_VISIT_NS);
+        let due = self.apic.deadline().map(distance);
+        let alarm = due.into_iter().chain(longest).min();
         // Whoever wakes the vCPU after this line ends KVM_RUN; who did before is seen below.
         self.handle.set_immediate_exit(false);
         if self.mailbox.has_work() || self.waker.is_kicked() {
@@ -176,7 +186,17 @@ impl KvmVcpu {
         let after = self.read_after_visit(&state, triple_fault)?;
         // The guest's kernel is next.
         self.tables_stale = true;
-        self.give_to_carrier(&after, bus)
+        let before = self.carrier.tsc_offset();
+        self.give_to_carrier(&after, bus)?;
+        // The other vCPUs' TSCs go on as this one's has, and never back.
+        let ahead = self.carrier.tsc_offset().wrapping_sub(before);
+        if ahead.cast_signed() > 0 {
+            self.vm.add_lead(ahead);
+            self.took_lead();
+        } else {
+            self.carrier.shift_tsc(ahead.wrapping_neg(), bus);
+        }
+        Ok(())
     }
 
     /// Whether the host's TSC goes on where the guest's is, for which it waits a little.
@@ -213,7 +233,7 @@ impl KvmVcpu {
         r::from_events(&events, &mut after);
         let end = End::of(triple_fault, &events, after.general.rflags);
         let debug = fd.get_debug_regs().map_err(KvmError::call("KVM_GET_DEBUGREGS"))?;
-        let code = |linear| read::<1>(&self.ram, before, linear).map(|[byte]| byte);
+        let code = |linear| read::<1>(self.vm.ram(), before, linear).map(|[byte]| byte);
         undo(&mut after, before, end, debug.dr6, code);
         // The flag that a fault leaves set while it is delivered.
         after.general.rflags &= !rflags::RF;

@@ -8,17 +8,16 @@ use engine::{
     VcpuExit, VcpuState, VcpuStats,
 };
 use interpreter::{Alarm, InterpreterVcpu};
-use kvm_ioctls::VmFd;
 use lapic::{LocalApic, LocalApicConfig, Mailbox};
-use memory::GuestRam;
 use x86::cpuid::feature;
 use x86::msr;
 use x86::segment::seg;
 
-use crate::device::{NATIVE_MSRS, Opened, SparePage, map_ram};
+use crate::device::{NATIVE_MSRS, Opened};
 use crate::handle::Handle;
 use crate::registers as r;
 use crate::user_code::UserCode;
+use crate::vm::SharedVm;
 use crate::wake::{Kicker, Waker};
 use crate::{KvmError, Share};
 
@@ -30,6 +29,8 @@ const CARRY_LIMIT: u64 = 10_000;
 const CARRY_STEP: u64 = 32;
 /// A difference of the TSC, in nanoseconds, that is corrected when the vCPU goes on.
 const TSC_TOLERANCE_NS: u64 = 50_000;
+/// TSCs of two vCPUs that differ by no more, in nanoseconds, are meant to be the same.
+const TSC_SAME_NS: u64 = 2 * TSC_TOLERANCE_NS;
 
 /// A TSC frequency that is off by less than one part in this many needs no scaling.
 const TSC_FRACTION: u32 = 2_000;
@@ -82,10 +83,13 @@ pub(crate) struct Counters {
 /// A vCPU on KVM, with an interpreter that executes what KVM does not.
 pub struct KvmVcpu {
     pub(crate) handle: Handle,
-    pub(crate) vm: VmFd,
-    /// Outlives the VM, which has it mapped.
-    pub(crate) ram: Arc<GuestRam>,
-    pub(crate) spare: SparePage,
+    pub(crate) vm: Arc<SharedVm>,
+    /// As of when this vCPU has dropped decoded code last.
+    rounds: u64,
+    /// How much of the VM's lead its TSC has.
+    lead: u64,
+    /// Somebody has asked for the end of the next HLT.
+    pub(crate) woken: bool,
     pub(crate) index: u32,
     pub(crate) mailbox: Arc<Mailbox>,
     /// Executes, and has the state, while `place` says so; it owns the mailbox then.
@@ -126,24 +130,20 @@ fn unsupported(missing: &str) -> EngineError {
 }
 
 impl KvmVcpu {
-    /// A VM with one vCPU in its power-on state.
+    /// A vCPU of `vm` in its power-on state.
     pub(crate) fn new(
         mut config: VcpuConfig,
         kvm: &Opened,
+        vm: Arc<SharedVm>,
         share: Share,
     ) -> Result<Self, EngineError> {
-        if config.index != 0 {
-            return Err(unsupported("it has only one vCPU yet: use --cpus 1"));
-        }
         if !kvm.is_vendor(config.profile.vendor()) {
             return Err(unsupported("the CPU profile is of another vendor than the host's CPU"));
         }
         let khz = config.profile.tsc_khz();
         let profile = kvm.shown(&config.profile, share);
-        let vm = kvm.create_vm()?;
-        let spare = SparePage::new(map_ram(&vm, &config.ram)?)?;
-        kvm.take_exits(&vm)?;
-        let fd = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
+        let fd =
+            vm.fd.create_vcpu(config.apic_id.into()).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
         let host_khz = fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
         let tsc_fits = khz.abs_diff(host_khz) <= khz / TSC_FRACTION || fd.set_tsc_khz(khz).is_ok();
         if !tsc_fits && share == Share::Everything {
@@ -153,18 +153,17 @@ impl KvmVcpu {
         }
         let cpuid = crate::cpuid::entries(&profile, config.apic_id)?;
         fd.set_cpuid2(&cpuid).map_err(KvmError::call("KVM_SET_CPUID2"))?;
-        let run_size = vm.run_size();
+        let run_size = vm.fd.run_size();
         config.profile = Arc::new(crate::cpuid::for_carrier(&config.profile, &profile));
         let handle = Handle { fd, run_size };
         let user =
             (share == Share::UserCode).then(|| UserCode::new(&handle, tsc_fits)).transpose()?;
-        Self::around(handle, vm, spare, user, config)
+        Self::around(handle, vm, user, config)
     }
 
     fn around(
         handle: Handle,
-        vm: VmFd,
-        spare: SparePage,
+        vm: Arc<SharedVm>,
         user: Option<UserCode>,
         config: VcpuConfig,
     ) -> Result<Self, EngineError> {
@@ -179,22 +178,27 @@ impl KvmVcpu {
             bus_khz: khz(APIC_BUS_KHZ),
         });
         let waker = Arc::new(Waker::default());
-        let theirs = Arc::clone(&waker);
-        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || theirs.wake());
+        let (theirs, visitor) = (Arc::clone(&waker), Arc::clone(&vm.visitor));
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            theirs.wake();
+            visitor.interrupt();
+        });
         let alarm = Alarm::new(Arc::clone(&wake)).map_err(|e| EngineError::Host {
             engine: crate::NAME,
             cause: format!("no timer thread: {e}"),
         })?;
         let (index, mailbox) = (config.index, Arc::clone(&config.mailbox));
-        let (ram, scale) = (Arc::clone(&config.ram), TscScale::new(config.profile.tsc_khz()));
+        let scale = TscScale::new(config.profile.tsc_khz());
         let carrier = InterpreterVcpu::new(config)?;
         carrier.on_wake(wake);
+        vm.join(index, carrier.kicker());
         let saved_apic = apic.clone().save(0);
         Ok(Self {
             handle,
+            rounds: vm.rounds(),
+            lead: vm.lead(),
+            woken: false,
             vm,
-            ram,
-            spare,
             user,
             tables_stale: false,
             index,
@@ -233,8 +237,9 @@ impl KvmVcpu {
         self.write_registers(&state)?;
         let adjusted = |s: &VcpuState| s.msrs.iter().find(|m| m.0 == msr::TSC_ADJUST).map(|m| m.1);
         if std::mem::take(&mut self.tsc_stale) || adjusted(&state) != adjusted(&self.kept) {
-            self.handle.set_tsc(state.tsc)?;
+            self.set_tsc(state.tsc)?;
         }
+        self.woken = state.events.woken;
         self.kept = state;
         self.place = Place::Kernel;
         (self.incomplete, self.window_known, self.handover) = (false, false, None);
@@ -246,7 +251,7 @@ impl KvmVcpu {
     pub(crate) fn drop_stale_tables(&mut self) -> Result<(), KvmError> {
         if std::mem::take(&mut self.tables_stale) {
             self.counters.flushes += 1;
-            self.spare.flush(&self.vm)?;
+            self.vm.flush()?;
         }
         Ok(())
     }
@@ -287,7 +292,14 @@ impl KvmVcpu {
         state.events.extint = self.mailbox.extint();
         let events = fd.get_vcpu_events().map_err(KvmError::call("KVM_GET_VCPU_EVENTS"))?;
         r::from_events(&events, &mut state);
+        state.events.woken = self.woken;
         Ok(state)
+    }
+
+    /// Makes the kernel's TSC show `tsc` now, or what the other vCPUs' show if that is nearly it.
+    fn set_tsc(&self, tsc: u64) -> Result<(), KvmError> {
+        let same = self.scale.ns_to_ticks(TSC_SAME_NS);
+        self.handle.set_tsc(tsc, |offset| self.vm.agree(offset, same))
     }
 
     /// Moves the state from the kernel to the interpreter, at an instruction boundary.
@@ -322,8 +334,7 @@ impl KvmVcpu {
         state: &VcpuState,
         bus: &dyn CpuBus,
     ) -> Result<(), EngineError> {
-        self.carrier.restore(state, bus)?;
-        self.carrier.forget_code();
+        self.carrier.take_over(state, bus)?;
         // Changes to the TSC show as changes to this.
         self.kept = state.clone();
         self.place = Place::Carrier;
@@ -337,6 +348,10 @@ impl KvmVcpu {
         self.tables_stale |= limit > 1;
         while left != 0 {
             let step = left.min(CARRY_STEP);
+            if !self.vm.is_alone() {
+                // Another vCPU may write to code meanwhile.
+                self.carrier.forget_code();
+            }
             self.carrier.set_budget(Some(step));
             match self.carrier.run(bus)? {
                 VcpuExit::BudgetSpent => {}
@@ -367,6 +382,7 @@ impl KvmVcpu {
 
     fn run_until_exit(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
         loop {
+            self.follow_others(bus);
             if let Some(exit) = self.leave(bus)? {
                 return Ok(exit);
             }
@@ -397,6 +413,24 @@ impl KvmVcpu {
         }
     }
 
+    /// Does what follows from other vCPUs' visits to KVM.
+    pub(crate) fn follow_others(&mut self, bus: &dyn CpuBus) {
+        let rounds = self.vm.rounds();
+        if std::mem::replace(&mut self.rounds, rounds) != rounds {
+            self.carrier.forget_code();
+        }
+        let lead = self.vm.lead();
+        let ahead = lead.wrapping_sub(std::mem::replace(&mut self.lead, lead));
+        if ahead != 0 && self.place == Place::Carrier {
+            self.carrier.shift_tsc(ahead, bus);
+        }
+    }
+
+    /// The VM's lead has become what this vCPU's TSC has.
+    pub(crate) fn took_lead(&mut self) {
+        self.lead = self.vm.lead();
+    }
+
     /// A reason to leave `run` now; the present instruction is completed then.
     fn leave(&mut self, bus: &dyn CpuBus) -> Result<Option<VcpuExit>, EngineError> {
         let stops = self.stop.is_some();
@@ -419,7 +453,7 @@ impl KvmVcpu {
         let due = tsc.wrapping_add(self.scale.ns_to_ticks(passed));
         let off = due.wrapping_sub(self.handle.tsc()?).cast_signed().unsigned_abs();
         if off > self.scale.ns_to_ticks(TSC_TOLERANCE_NS) {
-            self.handle.set_tsc(due)?;
+            self.set_tsc(due)?;
         }
         Ok(())
     }
@@ -465,6 +499,7 @@ impl Vcpu for KvmVcpu {
     fn restore(&mut self, state: &VcpuState, bus: &dyn CpuBus) -> Result<(), EngineError> {
         self.carrier.restore(state, bus)?;
         self.carrier.forget_code();
+        (self.lead, self.woken) = (self.vm.lead(), false);
         if let Some(user) = &mut self.user {
             user.restored(state);
         }
