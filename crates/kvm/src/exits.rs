@@ -44,6 +44,8 @@ impl KvmVcpu {
 
     pub(crate) fn run_once(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
         self.counters.runs += 1;
+        // The kernel takes it over first, whatever else it does.
+        self.handle.page().cr8 = u64::from(self.apic.cr8());
         match self.handle.fd.run().map(drop) {
             Ok(()) => {
                 (self.incomplete, self.window_known) = (false, true);
@@ -114,10 +116,8 @@ impl KvmVcpu {
     fn arrange_interrupt(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
         let external = self.mailbox.extint() && self.apic.accepts_extint();
         let waits = external || self.apic.pending().is_some();
-        let cr8 = u64::from(self.apic.cr8());
         let known = self.window_known && !self.incomplete;
         let page = self.handle.page();
-        page.cr8 = cr8;
         let open = known && page.ready_for_interrupt_injection != 0 && page.if_flag != 0;
         page.request_interrupt_window = u8::from(waits && !open);
         if !waits || !open {
@@ -294,8 +294,6 @@ impl KvmVcpu {
         if let Ok(value) = answer {
             page.__bindgen_anon_1.msr.data = value;
         }
-        // A write to the task priority register changes CR8, too.
-        page.cr8 = u64::from(self.apic.cr8());
         Ok(())
     }
 }

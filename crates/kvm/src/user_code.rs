@@ -175,9 +175,7 @@ impl KvmVcpu {
             return Ok(());
         }
         self.alarm.set(alarm);
-        let cr8 = u64::from(self.apic.cr8());
-        let page = self.handle.page();
-        (page.cr8, page.request_interrupt_window) = (cr8, 0);
+        self.handle.page().request_interrupt_window = 0;
         self.counters.visits += 1;
         self.place = Place::Kernel;
         self.run_once(bus)?;

@@ -200,3 +200,99 @@ impl Drop for Inside<'_> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use engine::{CpuProfile, Level, Vendor};
+    use lapic::{LocalApic, LocalApicConfig, Mailbox};
+
+    use super::*;
+    use crate::device;
+
+    /// The configurations of the vCPUs of one VM.
+    fn configs(count: u32) -> Vec<VcpuConfig> {
+        let profile = CpuProfile::new(Level::V2, Vendor::Intel, 1_000_000, &|_| true).unwrap();
+        let (profile, ram) = (Arc::new(profile), Arc::new(GuestRam::new(&[(0, 0x2000)]).unwrap()));
+        let mailbox = |apic_id| {
+            let apic = LocalApic::new(LocalApicConfig { apic_id, ..LocalApicConfig::default() });
+            Arc::new(Mailbox::new(apic.destination()))
+        };
+        let mailboxes: Vec<_> = (0..count).map(mailbox).collect();
+        let rendezvous = Arc::new(Rendezvous::new(&mailboxes));
+        let config = |(index, mailbox): (u32, &Arc<Mailbox>)| VcpuConfig {
+            index,
+            apic_id: index,
+            profile: Arc::clone(&profile),
+            ram: Arc::clone(&ram),
+            mailbox: Arc::clone(mailbox),
+            rendezvous: Arc::clone(&rendezvous),
+        };
+        (0..).zip(&mailboxes).map(config).collect()
+    }
+
+    /// Says why when this host has no KVM.
+    fn opened() -> Option<Opened> {
+        device::open(c"/dev/kvm").inspect_err(|error| eprintln!("skipped: {error}")).ok()
+    }
+
+    #[test]
+    fn vcpus_that_meet_are_of_one_vm() {
+        let Some(kvm) = opened() else { return };
+        let (vms, mine, others) = (Vms::default(), configs(2), configs(1));
+        let first = vms.of(&mine[0], &kvm).unwrap();
+        assert!(Arc::ptr_eq(&first, &vms.of(&mine[1], &kvm).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &vms.of(&others[0], &kvm).unwrap()));
+        drop(first);
+        vms.of(&others[0], &kvm).unwrap();
+        assert_eq!(lock(&vms.0).len(), 1, "what is gone is forgotten");
+    }
+
+    #[test]
+    fn offsets_that_are_nearly_the_same_become_the_same() {
+        let Some(kvm) = opened() else { return };
+        let vm = SharedVm::new(&configs(2)[0], &kvm).unwrap();
+        let offsets = [1_000, 1_090, 950, 5_000, 4_910, u64::MAX, 10];
+        let agreed = offsets.map(|offset| vm.agree(offset, 100));
+        assert_eq!(agreed, [1_000, 1_000, 1_000, 5_000, 5_000, u64::MAX, u64::MAX]);
+    }
+
+    struct Kicked(AtomicBool);
+
+    impl Kick for Kicked {
+        fn kick(&self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_visit_has_the_machine_to_itself() {
+        let Some(kvm) = opened() else { return };
+        let vm = SharedVm::new(&configs(2)[0], &kvm).unwrap();
+        let kicked = [(); 2].map(|()| Arc::new(Kicked(AtomicBool::new(false))));
+        (0..).zip(&kicked).for_each(|(vcpu, kick)| vm.join(vcpu, Arc::clone(kick) as _));
+        let (visiting, rounds) = (AtomicBool::new(false), vm.rounds());
+        let waker = Arc::new(Waker::default());
+        thread::scope(|scope| {
+            let other = vm.inside(1);
+            let visit = scope.spawn(|| {
+                vm.alone(0, &waker, || {
+                    visiting.store(true, Ordering::SeqCst);
+                    assert!(lock(&vm.visitor.0).is_some(), "others can end it");
+                });
+            });
+            while !kicked[1].0.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            assert!(!visiting.load(Ordering::SeqCst), "the other vCPU is inside");
+            drop(other);
+            visit.join().unwrap();
+        });
+        assert!(visiting.load(Ordering::SeqCst) && !kicked[0].0.load(Ordering::SeqCst));
+        assert_eq!(vm.rounds(), rounds + 1);
+        // Nobody is inside any more.
+        vm.alone(1, &waker, || ());
+    }
+}

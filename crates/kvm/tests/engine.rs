@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use device::{Answer, StopCause};
 use engine::testing::EmptyBus;
-use engine::{CpuProfile, Engine, Level, Vcpu, VcpuConfig, VcpuExit, VcpuState, Vendor};
+use engine::{
+    CpuProfile, Engine, Level, Rendezvous, Vcpu, VcpuConfig, VcpuExit, VcpuState, Vendor,
+};
 use interpreter::Interpreter;
 use kvm::{Kvm, Share};
-use lapic::Mailbox;
+use lapic::{LocalApic, LocalApicConfig, Mailbox};
 use memory::{Gpa, GuestRam};
 
 thread_local! {
@@ -35,25 +37,52 @@ struct Guest {
 
 impl Guest {
     fn new(engine: &dyn Engine, khz: u32, code: &[u8]) -> Self {
+        let [guest] = Self::several(engine, khz, code);
+        guest
+    }
+
+    /// vCPUs of one VM, of which the first is in real mode and the others wait to be started.
+    fn several<const N: usize>(engine: &dyn Engine, khz: u32, code: &[u8]) -> [Self; N] {
         let vendor = if std::arch::x86_64::__cpuid(0).ebx.to_le_bytes() == *b"Auth" {
             Vendor::Amd
         } else {
             Vendor::Intel
         };
-        let profile = CpuProfile::new(Level::V2, vendor, khz, &|_| true).unwrap();
+        let profile = Arc::new(CpuProfile::new(Level::V2, vendor, khz, &|_| true).unwrap());
         let ram = Arc::new(GuestRam::new(&[(0, 1 << 20)]).unwrap());
         ram.write(Gpa(0x1000), code).unwrap();
-        let config = VcpuConfig::alone(Arc::new(profile), Arc::clone(&ram));
-        let mailbox = Arc::clone(&config.mailbox);
-        let vcpu = engine.create_vcpu(config).unwrap();
-        let mut guest = Self { vcpu, mailbox, ram };
-        let mut state = guest.save();
+        let mailboxes: [_; N] = std::array::from_fn(|index| {
+            let (apic_id, bsp) = (index as u32, index == 0);
+            let apic = LocalApic::new(LocalApicConfig { apic_id, bsp, ..Default::default() });
+            Arc::new(Mailbox::new(apic.destination()))
+        });
+        let rendezvous = Arc::new(Rendezvous::new(&mailboxes));
+        let mut guests = (0..).zip(mailboxes).map(|(index, mailbox)| {
+            let (profile, ram) = (Arc::clone(&profile), Arc::clone(&ram));
+            let (meeting, posted) = (Arc::clone(&rendezvous), Arc::clone(&mailbox));
+            let config = VcpuConfig {
+                index,
+                apic_id: index,
+                profile,
+                ram: Arc::clone(&ram),
+                mailbox: posted,
+                rendezvous: meeting,
+            };
+            Self { vcpu: engine.create_vcpu(config).unwrap(), mailbox, ram }
+        });
+        let mut guests: [Self; N] = std::array::from_fn(|_| guests.next().unwrap());
+        guests[0].enter_real_mode();
+        guests
+    }
+
+    /// Goes on at 0x1000.
+    fn enter_real_mode(&mut self) {
+        let mut state = self.save();
         let cs = &mut state.segments.segment[x86::segment::seg::CS];
         (cs.selector, cs.base) = (0, 0);
         state.general.rip = 0x1000;
         state.general.gpr[4] = 0x8000;
-        guest.restore(&state);
-        guest
+        self.restore(&state);
     }
 
     fn save(&mut self) -> VcpuState {
@@ -164,12 +193,24 @@ fn an_interrupt_ends_hlt() {
     assert_eq!(guest.counter("halts"), 1);
 }
 
+/// vCPU 1 is started, and both wait in KVM for what the other writes.
 #[test]
-fn a_second_cpu_is_refused() {
-    let Some((kvm, khz)) = kvm_here("a second CPU") else { return };
-    let profile = CpuProfile::new(Level::V2, Vendor::Intel, khz, &|_| true).unwrap();
-    let ram = Arc::new(GuestRam::new(&[(0, 1 << 20)]).unwrap());
-    let config = VcpuConfig { index: 1, apic_id: 1, ..VcpuConfig::alone(Arc::new(profile), ram) };
-    let error = kvm.create_vcpu(config).err().unwrap().to_string();
-    assert!(error.contains("--cpus 1"), "{error}");
+fn two_vcpus_execute_in_one_vm() {
+    let Some((kvm, khz)) = kvm_here("two vCPUs") else { return };
+    // w: cmp byte [0x3000], 1; jne w; mov byte [0x3001], 1; mov al, 6; out 0xf4, al
+    let code = [0x80, 0x3e, 0, 0x30, 1, 0x75, 0xf9, 0xc6, 6, 1, 0x30, 1, 0xb0, 6, 0xe6, 0xf4];
+    let [mut first, mut second] = Guest::several(&kvm, khz, &code);
+    // mov byte [0x3000], 1; w: cmp byte [0x3001], 1; jne w; mov al, 5; out 0xf4, al
+    let code = [0xc6, 6, 0, 0x30, 1, 0x80, 0x3e, 1, 0x30, 1, 0x75, 0xf9, 0xb0, 5, 0xe6, 0xf4];
+    second.ram.write(Gpa(0x2000), &code).unwrap();
+    second.mailbox.post_init();
+    second.mailbox.post_sipi(2);
+    let other = std::thread::spawn(move || (second.run(), second));
+    let exit = first.run();
+    assert_eq!(exit, VcpuExit::Stop(StopCause::DebugExit { value: 6 }));
+    let (exit, second) = other.join().unwrap();
+    assert_eq!(exit, VcpuExit::Stop(StopCause::DebugExit { value: 5 }));
+    for guest in [first, second] {
+        assert!(guest.counter("kernel_runs") > 0, "KVM has executed it");
+    }
 }
