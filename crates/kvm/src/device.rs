@@ -42,11 +42,7 @@ pub(crate) struct Opened {
 /// Opens /dev/kvm and looks whether it has what the engine needs.
 pub(crate) fn open(path: &CStr) -> Result<Opened, KvmError> {
     let device = Device::new_with_path(path).map_err(cannot_open)?;
-    match device.get_api_version() {
-        API_VERSION => {}
-        ..0 => return Err(KvmError::NotKvm),
-        other => return Err(KvmError::ApiVersion(other)),
-    }
+    check_version(device.get_api_version())?;
     let needed = [
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
         (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
@@ -72,6 +68,15 @@ pub(crate) fn open(path: &CStr) -> Result<Opened, KvmError> {
         opened.fixed_tsc_khz = Some(khz);
     }
     Ok(opened)
+}
+
+/// Whether this is the version that the rest is written for; negative where the call failed.
+fn check_version(version: i32) -> Result<(), KvmError> {
+    match version {
+        API_VERSION => Ok(()),
+        ..0 => Err(KvmError::NotKvm),
+        other => Err(KvmError::ApiVersion(other)),
+    }
 }
 
 /// What it means that the device file cannot be opened.
@@ -253,6 +258,14 @@ mod tests {
             assert!(text(errno).contains(part), "{errno}: {}", text(errno));
             assert!(text(errno).contains("--engine auto"), "{errno}: {}", text(errno));
         }
+    }
+
+    #[test]
+    fn other_versions_of_the_interface_are_refused_by_number() {
+        assert!(check_version(12).is_ok());
+        let error = check_version(11).unwrap_err().to_string();
+        assert!(error.contains("version 11") && error.contains("--engine auto"), "{error}");
+        assert!(matches!(check_version(-1), Err(KvmError::NotKvm)));
     }
 
     #[test]

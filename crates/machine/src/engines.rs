@@ -39,7 +39,7 @@ impl EngineChoice {
     pub fn select(self) -> Result<Selected, MachineError> {
         let asked = "it was asked for".to_owned();
         Ok(match self {
-            Self::Auto => auto(),
+            Self::Auto => auto(KvmOffer::of_this_host()),
             Self::Interpreter => Selected { engine: interpreter(), reason: asked },
             Self::Translator => {
                 Selected { engine: Arc::new(translator::Translator::new()?), reason: asked }
@@ -86,13 +86,13 @@ impl fmt::Display for KvmOffer {
             Self::Hardware(_, speed) => write!(
                 f,
                 "/dev/kvm runs guest kernels on the CPU, a short loop at {:.0} million \
-                 instructions per second; `--engine kvm` tries it",
+                 instructions per second",
                 millions(speed)
             ),
             Self::Emulated(speed) => write!(
                 f,
                 "/dev/kvm works, but emulates guest kernels, at {:.1} million instructions per \
-                 second; `--engine kvm` gives it user code only",
+                 second, slower than the translator; `--engine kvm` gives it user code only",
                 millions(speed)
             ),
             Self::Unusable(error) => error.fmt(f),
@@ -110,15 +110,24 @@ pub fn direct_execution() -> Result<String, String> {
     translator::direct_execution().map(allowed).map_err(|e| e.to_string())
 }
 
-/// The translator; the interpreter where the host cannot run translated code. Not KVM, even where
-/// it runs guest kernels on the CPU: its engine has never been tried on such a host.
-fn auto() -> Selected {
+/// KVM where it runs guest kernels on the CPU, else the translator, else the interpreter: there the
+/// host cannot run translated code.
+fn auto(offer: &KvmOffer) -> Selected {
+    let without = match offer {
+        KvmOffer::Hardware(kvm, _) => {
+            return Selected { engine: Arc::new(kvm.clone()), reason: offer.to_string() };
+        }
+        KvmOffer::Emulated(_) => "/dev/kvm emulates guest kernels",
+        KvmOffer::Unusable(KvmError::Missing) => "there is no /dev/kvm",
+        KvmOffer::Unusable(KvmError::NoPermission) => "/dev/kvm may not be opened",
+        KvmOffer::Unusable(_) => "/dev/kvm cannot be used",
+    };
     match translator::Translator::new() {
         Ok(engine) => Selected {
             engine: Arc::new(engine),
-            reason: "it is the fastest that is known to work here".to_owned(),
+            reason: format!("{without}, and the host's CPU runs translated code"),
         },
-        Err(error) => Selected { engine: interpreter(), reason: error.to_string() },
+        Err(error) => Selected { engine: interpreter(), reason: format!("{without}, and {error}") },
     }
 }
 
@@ -127,15 +136,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_takes_the_translator_where_it_works() {
+    fn without_hardware_assistance_auto_takes_the_translator_where_it_works() {
         let expected = match translator::Translator::new() {
             Ok(_) => "translator",
             Err(_) => "interpreter",
         };
-        let auto = EngineChoice::Auto.select().unwrap();
-        assert_eq!(auto.engine.name(), expected);
-        assert!(!auto.reason.is_empty());
+        for (offer, why) in [
+            (KvmOffer::Emulated(1_600_000), "emulates"),
+            (KvmOffer::Unusable(KvmError::Missing), "no /dev/kvm"),
+            (KvmOffer::Unusable(KvmError::NoPermission), "may not be opened"),
+            (KvmOffer::Unusable(KvmError::ApiVersion(11)), "cannot be used"),
+        ] {
+            let auto = auto(&offer);
+            assert_eq!(auto.engine.name(), expected);
+            assert!(auto.reason.contains(why), "{}", auto.reason);
+        }
         assert_eq!(EngineChoice::Interpreter.select().unwrap().engine.name(), "interpreter");
+    }
+
+    #[test]
+    fn auto_takes_kvm_where_it_runs_kernels_on_the_cpu() {
+        // The offer is made up; the engine that it has must be real.
+        match Kvm::open() {
+            Ok(kvm) => {
+                let auto = auto(&KvmOffer::Hardware(kvm, 500_000_000));
+                assert_eq!(auto.engine.name(), "kvm");
+                assert!(auto.reason.contains("on the CPU"), "{}", auto.reason);
+            }
+            Err(error) => eprintln!("skipped: {error}"),
+        }
+    }
+
+    #[test]
+    fn auto_follows_what_was_measured() {
+        let expected = match KvmOffer::of_this_host() {
+            KvmOffer::Hardware(..) => "kvm",
+            KvmOffer::Emulated(_) | KvmOffer::Unusable(_) => match translator::Translator::new() {
+                Ok(_) => "translator",
+                Err(_) => "interpreter",
+            },
+        };
+        assert_eq!(EngineChoice::Auto.select().unwrap().engine.name(), expected);
     }
 
     #[test]

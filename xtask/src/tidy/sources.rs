@@ -23,10 +23,15 @@ const LONG_FILES: [(&str, &str); 0] = [];
 const MAX_LINES: usize = 800;
 
 /// Tests that `cargo test` leaves out: file, test, and the command that runs them.
-const IGNORED_TESTS: [(&str, &str, &str); 7] = [
+const IGNORED_TESTS: [(&str, &str, &str); 8] = [
     (
         "crates/cli/tests/cli/faults.rs",
         "killing_a_vm_at_200_moments_leaves_its_snapshots_whole",
+        "cargo xtask test --long",
+    ),
+    (
+        "tests/tests/kvm_engine.rs",
+        "stock_kernels_come_up_on_several_vcpus",
         "cargo xtask test --long",
     ),
     ("tests/tests/lockstep.rs", "nothing_changes_for_a_long_time", "cargo xtask test --long"),
