@@ -3,8 +3,9 @@
 //!
 //! Direct-mapped, one table per access mode, so that no change of CPL or of RFLAGS.AC flushes.
 //! Entries are tagged with an address-space slot, which stands for a PCID, so that changing CR3
-//! with NOFLUSH does not flush either; global pages carry a slot of their own. Every fill is
-//! logged: a flush costs what was filled. Large pages are entered by 4 KiB pieces.
+//! with NOFLUSH does not flush either; global pages carry a slot of their own. To flush a PCID is to
+//! give it another slot. Every fill is logged: any other flush costs what was filled. Large pages
+//! are entered by 4 KiB pieces.
 //!
 //! Only RAM is entered; devices take the slow way each time.
 
@@ -15,9 +16,10 @@ const ENTRIES: usize = 2048;
 const PAGE: u64 = !0xfff;
 /// Tag that no lookup asks for: its slot bits are all ones.
 const INVALID: u64 = 0xfff;
-/// Slot of global pages.
+/// Slot of global pages; those of PCIDs are below.
 const GLOBAL_SLOT: u64 = 0x800;
-const SLOTS: usize = 64;
+/// PCIDs that have a slot at a time.
+const SPACES: usize = 64;
 
 /// Who accesses memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +74,11 @@ pub enum TlbChange {
 pub(crate) struct Tlb {
     entries: Box<[Entry]>,
     filled: Vec<u32>,
-    /// PCID of each address-space slot.
-    slots: [Option<u16>; SLOTS],
-    next_slot: usize,
+    /// PCIDs and their slots, that which got its slot last at the end.
+    spaces: Vec<(u16, u64)>,
+    /// The slots from here on have never been used since all have been.
+    next_slot: u64,
+    present: u16,
     /// Slot of the present PCID.
     slot: u64,
     /// Smallest naturally aligned block that holds all large pages entered: address and size.
@@ -87,13 +91,12 @@ pub(crate) struct Tlb {
 
 impl Tlb {
     pub(crate) fn new() -> Self {
-        let mut slots = [None; SLOTS];
-        slots[0] = Some(0);
         Self {
             entries: vec![EMPTY; ENTRIES * 4].into_boxed_slice(),
             filled: Vec::new(),
-            slots,
+            spaces: vec![(0, 0)],
             next_slot: 1,
+            present: 0,
             slot: 0,
             large: None,
             misses: 0,
@@ -189,9 +192,33 @@ impl Tlb {
     /// Drops the pages of `pcid` that are not global.
     pub(crate) fn flush_pcid(&mut self, pcid: u16) {
         self.note(TlbChange::Pcid(pcid));
-        if let Some(slot) = self.slots.iter().position(|s| *s == Some(pcid)) {
-            self.flush_where(|tag| tag & 0xfff == slot as u64);
+        self.flushes += 1;
+        if self.slot_of(pcid).is_some() {
+            self.give_slot(pcid);
         }
+    }
+
+    fn slot_of(&self, pcid: u16) -> Option<u64> {
+        self.spaces.iter().find(|space| space.0 == pcid).map(|space| space.1)
+    }
+
+    /// Gives `pcid` a slot that no entry is tagged with.
+    fn give_slot(&mut self, pcid: u16) {
+        if self.next_slot == GLOBAL_SLOT {
+            // All have been used: begins anew, with nothing but global pages.
+            self.flush_where(|tag| tag & 0xfff != GLOBAL_SLOT);
+            (self.spaces, self.slot, self.next_slot) = (vec![(self.present, 0)], 0, 1);
+        }
+        self.spaces.retain(|space| space.0 != pcid);
+        if self.spaces.len() == SPACES {
+            let oldest = self.spaces.iter().position(|space| space.0 != self.present);
+            self.spaces.remove(oldest.unwrap_or(0));
+        }
+        self.spaces.push((pcid, self.next_slot));
+        if pcid == self.present {
+            self.slot = self.next_slot;
+        }
+        self.next_slot += 1;
     }
 
     /// INVLPG: drops the page of `linear` in the present PCID, and if global.
@@ -203,8 +230,8 @@ impl Tlb {
     /// INVPCID type 0: drops the page of `linear` in `pcid`, unless global.
     pub(crate) fn flush_page_of_pcid(&mut self, linear: u64, pcid: u16) {
         self.note(TlbChange::PageOfPcid(linear, pcid));
-        if let Some(slot) = self.slots.iter().position(|s| *s == Some(pcid)) {
-            self.flush_page_in(linear, slot as u64, false);
+        if let Some(slot) = self.slot_of(pcid) {
+            self.flush_page_in(linear, slot, false);
         }
     }
 
@@ -237,17 +264,11 @@ impl Tlb {
     /// Makes `pcid` the present address space.
     pub(crate) fn select_pcid(&mut self, pcid: u16) {
         self.note(TlbChange::Select(pcid));
-        if let Some(slot) = self.slots.iter().position(|s| *s == Some(pcid)) {
-            self.slot = slot as u64;
-            return;
+        self.present = pcid;
+        match self.slot_of(pcid) {
+            Some(slot) => self.slot = slot,
+            None => self.give_slot(pcid),
         }
-        let slot = self.next_slot;
-        self.next_slot = (slot + 1) % SLOTS;
-        if self.slots[slot].is_some() {
-            self.flush_where(|tag| tag & 0xfff == slot as u64);
-        }
-        self.slots[slot] = Some(pcid);
-        self.slot = slot as u64;
     }
 
     fn flush_where(&mut self, drop: impl Fn(u64) -> bool) {
@@ -352,6 +373,34 @@ mod tests {
         for pcid in 2..200 {
             tlb.select_pcid(pcid);
             assert!(!hit(&tlb, 0x1000), "pcid {pcid}");
+        }
+    }
+
+    #[test]
+    fn a_flushed_space_stays_empty_however_often_slots_begin_anew() {
+        let mut tlb = Tlb::new();
+        fill(&mut tlb, 0x9000, true);
+        for round in 0..3 * GLOBAL_SLOT {
+            let pcid = 1 + (round % 3) as u16;
+            tlb.select_pcid(pcid);
+            assert!(!hit(&tlb, 0x1000), "round {round}");
+            fill(&mut tlb, 0x1000, false);
+            assert!(hit(&tlb, 0x1000));
+            // Of the present one and of another.
+            tlb.flush_pcid(if round % 2 == 0 { pcid } else { 7 });
+            assert_eq!(hit(&tlb, 0x1000), round % 2 != 0);
+            tlb.flush_pcid(pcid);
+        }
+        assert!(hit(&tlb, 0x9000), "global");
+    }
+
+    #[test]
+    fn more_spaces_than_have_slots_do_not_see_each_other() {
+        let mut tlb = Tlb::new();
+        for pcid in 0..2 * SPACES as u16 {
+            tlb.select_pcid(pcid);
+            assert!(!hit(&tlb, 0x1000));
+            fill(&mut tlb, 0x1000, false);
         }
     }
 }

@@ -1,13 +1,19 @@
 //! The software TLB and jump tables: filling them, and following the guest's invalidations.
 //!
 //! There is one [`Tables`] per PCID and access mode, so that neither a change of privilege, nor of
-//! RFLAGS.AC, nor a CR3 write that keeps entries flushes anything. Fills are logged: a flush costs
-//! what was filled.
+//! RFLAGS.AC, nor a CR3 write that keeps entries flushes anything. Fills are logged, those of global
+//! pages apart: a flush costs what it drops.
+
+use std::collections::HashSet;
+use std::hash::BuildHasherDefault;
 
 use interpreter::{AccessMode, FoundPage, TlbChange};
 use memory::{GuestRam, RamOffset};
 
-use crate::context::{Jump, TABLES_BIAS, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index};
+use crate::blocks::Spread;
+use crate::context::{
+    JUMP_ENTRIES, Jump, TABLES_BIAS, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index,
+};
 
 /// Address spaces (PCIDs) that have tables at a time.
 const SPACES: usize = 8;
@@ -20,12 +26,20 @@ struct Space {
 
 struct Logged {
     tables: Box<Tables>,
-    /// TLB entries that may be filled, each once.
-    filled: Vec<u16>,
-    is_logged: [bool; TLB_ENTRIES],
-    /// Whether the page in the entry is global.
+    /// Whether the page in the TLB entry is global.
     is_global: [bool; TLB_ENTRIES],
-    jumps_filled: Vec<u16>,
+    /// TLB entries and jump entries that may be filled: with what is not global, and with what is.
+    filled: [Log; 2],
+    jumps_filled: [Log; 2],
+    /// Linear pages that jump targets may lie in.
+    jump_pages: HashSet<u64, BuildHasherDefault<Spread>>,
+}
+
+/// Indexes of a table, each once.
+struct Log {
+    indexes: Vec<u16>,
+    /// A bit for each index.
+    has: Vec<u64>,
 }
 
 /// What a flush leaves.
@@ -49,31 +63,41 @@ impl Logged {
     fn boxed() -> Box<Self> {
         Box::new(Self {
             tables: Tables::empty(),
-            filled: Vec::new(),
-            is_logged: [false; TLB_ENTRIES],
             is_global: [false; TLB_ENTRIES],
-            jumps_filled: Vec::new(),
+            filled: [Log::new(TLB_ENTRIES), Log::new(TLB_ENTRIES)],
+            jumps_filled: [Log::new(JUMP_ENTRIES), Log::new(JUMP_ENTRIES)],
+            jump_pages: HashSet::default(),
         })
     }
 
     fn set_jump(&mut self, index: usize, jump: Jump) {
-        if self.tables.jumps[index].tag == empty_jump(index) {
-            self.jumps_filled.push(index as u16);
-        }
+        self.jumps_filled[usize::from(jump.global != 0)].add(index);
         self.tables.jumps[index] = jump;
     }
 
+    fn note_jump_page(&mut self, page: u64) {
+        if self.jump_pages.len() > 2 * JUMP_ENTRIES {
+            // Most are of jumps that have long gone.
+            self.flush_jumps(Keep::Nothing);
+        }
+        self.jump_pages.insert(page);
+    }
+
     fn flush(&mut self, keep: Keep) {
-        let Self { tables, filled, is_logged, is_global, .. } = self;
-        filled.retain(|&index| {
-            let index = usize::from(index);
-            if keep == Keep::Global && is_global[index] {
-                return true;
-            }
+        let Self { tables, filled, is_global, .. } = self;
+        let mut empty = |index: usize| {
             tables.read[index] = empty_tag(index);
             tables.write[index] = empty_tag(index);
-            is_logged[index] = false;
-            false
+        };
+        let [local, global] = filled;
+        match keep {
+            Keep::Nothing => global.drain(&mut empty),
+            Keep::Global => {}
+        }
+        local.drain(|index| {
+            if keep == Keep::Nothing || !is_global[index] {
+                empty(index);
+            }
         });
         self.flush_jumps(keep);
     }
@@ -81,27 +105,59 @@ impl Logged {
     /// Forgets the jump targets in the linear page at `page`, and in the one before it, whose last
     /// instruction may go on here.
     fn flush_jumps_into(&mut self, page: u64) {
-        let tables = &mut self.tables;
-        self.jumps_filled.retain(|&index| {
-            let index = usize::from(index);
-            let stays = !matches!(page.wrapping_sub(tables.jumps[index].page), 0 | 4096);
-            if !stays {
-                tables.jumps[index].tag = empty_jump(index);
+        let pages = [page, page.wrapping_sub(4096)];
+        if !pages.map(|page| self.jump_pages.remove(&page)).contains(&true) {
+            return;
+        }
+        for log in &self.jumps_filled {
+            for &index in &log.indexes {
+                let jump = &mut self.tables.jumps[usize::from(index)];
+                if pages.contains(&jump.page) {
+                    jump.tag = empty_jump(usize::from(index));
+                }
             }
-            stays
-        });
+        }
     }
 
     fn flush_jumps(&mut self, keep: Keep) {
-        let Self { tables, jumps_filled, .. } = self;
-        jumps_filled.retain(|&index| {
-            let index = usize::from(index);
-            let stays = keep == Keep::Global && tables.jumps[index].global != 0;
-            if !stays {
-                tables.jumps[index].tag = empty_jump(index);
+        let Self { tables, jumps_filled: [local, global], jump_pages, .. } = self;
+        let mut empty = |index: usize| tables.jumps[index].tag = empty_jump(index);
+        match keep {
+            Keep::Nothing => {
+                local.drain(&mut empty);
+                global.drain(&mut empty);
+                jump_pages.clear();
             }
-            stays
-        });
+            // The pages of what goes stay listed, which does no harm.
+            Keep::Global => local.drain(|index| {
+                if tables.jumps[index].global == 0 {
+                    tables.jumps[index].tag = empty_jump(index);
+                }
+            }),
+        }
+    }
+}
+
+impl Log {
+    /// For a table of so many entries.
+    fn new(entries: usize) -> Self {
+        Self { indexes: Vec::new(), has: vec![0; entries / 64] }
+    }
+
+    fn add(&mut self, index: usize) {
+        let (word, bit) = (index / 64, 1 << (index % 64));
+        if self.has[word] & bit == 0 {
+            self.has[word] |= bit;
+            self.indexes.push(index as u16);
+        }
+    }
+
+    /// Empties the log, with `each` index that was in it.
+    fn drain(&mut self, mut each: impl FnMut(usize)) {
+        for index in self.indexes.drain(..).map(usize::from) {
+            self.has[index / 64] = 0;
+            each(index);
+        }
     }
 }
 
@@ -155,10 +211,7 @@ impl AddressSpaces {
         let tag = page.wrapping_neg();
         let tables = &mut logged.tables;
         logged.is_global[index] = found.global;
-        if !logged.is_logged[index] {
-            logged.is_logged[index] = true;
-            logged.filled.push(index as u16);
-        }
+        logged.filled[usize::from(found.global)].add(index);
         if tables.read[index] != tag {
             tables.write[index] = empty_tag(index);
         }
@@ -172,14 +225,15 @@ impl AddressSpaces {
     /// Enters a jump target, whose page may be global, in its first entry; what was there goes to
     /// the neighbour, which is its second.
     pub(crate) fn fill_jump(&mut self, mode: AccessMode, target: u64, host: u64, global: bool) {
-        let logged = self.logged(mode);
+        let (logged, page) = (self.logged(mode), target & !0xfff);
+        logged.note_jump_page(page);
         let index = jump_index(target);
         let tag = target.wrapping_neg();
         let before = logged.tables.jumps[index];
         if before.tag != empty_jump(index) && before.tag != tag {
             logged.set_jump(index ^ 1, before);
         }
-        logged.set_jump(index, Jump { tag, page: target & !0xfff, host, global: global.into() });
+        logged.set_jump(index, Jump { tag, page, host, global: global.into() });
     }
 
     /// Forgets all jump targets: blocks have been dropped.
@@ -197,7 +251,7 @@ impl AddressSpaces {
         let host = self.host_window.wrapping_add(ram.0 & !0xfff);
         self.each(|_, logged| {
             let tables = &mut logged.tables;
-            for &index in &logged.filled {
+            for &index in logged.filled.iter().flat_map(|log| &log.indexes) {
                 let index = usize::from(index);
                 let page = tables.write[index].wrapping_neg();
                 if tables.addend[index].wrapping_add(page) == host {
