@@ -3,12 +3,13 @@
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
+use smallvec::SmallVec;
 
 use crate::allow::{Access, atomic_alignment, gives_index};
 use crate::emit::{HostMemory, R8, R9, RCX};
 use crate::plan::{Planned, Use};
 use crate::records::{Checked, Sharing};
-use crate::registers::{HOST_RCX_OF_GUEST, Home, SCRATCH, home, is_high_byte, sized};
+use crate::registers::{HOST_RCX_OF_GUEST, Home, SCRATCH, Scratch, home, is_high_byte, sized};
 use crate::translate::{Flow, Translator, slotted};
 
 const RBP: u8 = 5;
@@ -20,11 +21,11 @@ impl Translator<'_> {
         &self,
         instruction: &Instruction,
         free: &[u8],
-    ) -> Option<(Instruction, Vec<(u8, u8)>)> {
+    ) -> Option<(Instruction, SmallVec<[(u8, u8); SCRATCH.len()]>)> {
         let mut mapped = *instruction;
         mapped.set_segment_prefix(Register::None);
-        let mut slots: Vec<(u8, u8)> = Vec::new();
-        let mut free = free.to_vec();
+        let mut slots: SmallVec<[(u8, u8); SCRATCH.len()]> = SmallVec::new();
+        let mut free = Scratch::from_slice(free);
         for operand in 0..instruction.op_count() {
             if instruction.op_kind(operand) != OpKind::Register {
                 continue;
@@ -143,12 +144,12 @@ impl Translator<'_> {
     }
 
     /// The scratch registers of `allowed` that a memory operand at `place` leaves free.
-    fn free(&mut self, allowed: &[u8], place: Option<HostMemory>) -> Vec<u8> {
+    fn free(&mut self, allowed: &[u8], place: Option<HostMemory>) -> Scratch {
         let taken = |register| match place {
             Some(place) => register == place.base || place.linear && register == R9,
             None => false,
         };
-        let free: Vec<u8> = allowed.iter().copied().filter(|r| !taken(*r)).collect();
+        let free: Scratch = allowed.iter().copied().filter(|r| !taken(*r)).collect();
         self.by_need(&free)
     }
 

@@ -7,6 +7,7 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 use interpreter::Kept;
+use smallvec::SmallVec;
 
 use crate::allow::Access;
 use crate::context::at;
@@ -69,6 +70,9 @@ impl HostMemory {
         if self.base == RCX { R8 } else { RCX }
     }
 }
+
+/// The bytes of one instruction.
+pub(crate) type Encoded = SmallVec<[u8; 16]>;
 
 pub(crate) struct Emitter {
     pub(crate) code: glue::Code,
@@ -166,9 +170,12 @@ impl Emitter {
     }
 
     /// Encodes one instruction apart; `None` when it has no encoding (AH with a REX prefix).
-    pub(crate) fn encode(&mut self, instruction: &Instruction) -> Option<Vec<u8>> {
+    pub(crate) fn encode(&mut self, instruction: &Instruction) -> Option<Encoded> {
         let encoded = self.encoder.encode(instruction, 0);
-        let bytes = self.encoder.take_buffer();
+        let mut buffer = self.encoder.take_buffer();
+        let bytes = Encoded::from_slice(&buffer);
+        buffer.clear();
+        self.encoder.set_buffer(buffer);
         encoded.ok().map(|_| bytes)
     }
 

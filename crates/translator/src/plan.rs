@@ -10,6 +10,7 @@
 //! RSP is followed through PUSH, POP and additions of constants.
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use smallvec::{SmallVec, smallvec};
 
 use crate::allow::{Access, Class, System, atomic_alignment};
 use crate::context::GROUPS;
@@ -97,7 +98,7 @@ struct Member {
 struct Group {
     low: i64,
     high: i64,
-    members: Vec<Member>,
+    members: SmallVec<[Member; 2]>,
 }
 
 /// The groups being formed, one per base register, and how far that has moved since.
@@ -221,7 +222,7 @@ impl Forming {
         self.open[index] = Some(Group {
             low: moved + displacement,
             high: moved + displacement + size,
-            members: vec![member(moved)],
+            members: smallvec![member(moved)],
         });
     }
 

@@ -11,6 +11,7 @@
 //! RCX); R15 holds the tables; RSP points at the context.
 
 use iced_x86::Register;
+use smallvec::SmallVec;
 
 use crate::plan::Pointer;
 
@@ -69,6 +70,9 @@ enum Content {
     Guest(u8),
 }
 
+/// Some scratch registers.
+pub(crate) type Scratch = SmallVec<[u8; SCRATCH.len()]>;
+
 /// What the scratch registers still hold, in the order of [`SCRATCH`]: a copy each of something that
 /// is in the context, too.
 #[derive(Debug, Default)]
@@ -96,9 +100,9 @@ impl Held {
 
     /// Those of `allowed`, that first whose content is needed last; `next_use` tells which of the
     /// block's instructions needs a guest register next.
-    pub(crate) fn by_need(&mut self, allowed: &[u8], next_use: impl Fn(u8) -> u16) -> Vec<u8> {
-        let mut order = allowed.to_vec();
-        order.sort_by_cached_key(|register| {
+    pub(crate) fn by_need(&mut self, allowed: &[u8], next_use: impl Fn(u8) -> u16) -> Scratch {
+        let mut order = Scratch::from_slice(allowed);
+        order.sort_by_key(|register| {
             let next = match self.place(*register) {
                 Some(Some(Content::Pointer(kept))) => kept.next,
                 Some(Some(Content::Guest(number))) => next_use(*number),

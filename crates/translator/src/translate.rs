@@ -16,7 +16,7 @@ use crate::emit::{Emitter, HostMemory, R8, R9};
 use crate::glue::Glue;
 use crate::plan::{Planned, Pointer, Use, plan};
 use crate::records::{Checked, Record, Sharing};
-use crate::registers::{Home, SCRATCH, home};
+use crate::registers::{Home, SCRATCH, Scratch, home};
 
 /// Longest block unless configured, in instructions.
 pub(crate) const MAX_INSTRUCTIONS: u32 = 256;
@@ -388,7 +388,7 @@ impl<'a> Translator<'a> {
     }
 
     /// The scratch registers of `allowed`, that first whose content is needed last.
-    pub(crate) fn by_need(&mut self, allowed: &[u8]) -> Vec<u8> {
+    pub(crate) fn by_need(&mut self, allowed: &[u8]) -> Scratch {
         let behind = self.executed as usize + 1;
         let rest = self.slotted.get(behind..).unwrap_or(&[]);
         self.emit.held.by_need(allowed, |number| {
