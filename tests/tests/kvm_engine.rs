@@ -7,9 +7,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::Engine;
 use images::kernels::Flavour;
 use kvm::{Kvm, Speed};
-use lifecycle::Outcome;
+use lifecycle::{BaseEntry, EngineChoice, Outcome, SnapshotOrder, SnapshotTree};
+use ringfence_tests::handover::console_with;
 use ringfence_tests::stock::{Form, boot_files};
 use ringfence_tests::vm::{Guest, Setup, kvm};
 
@@ -38,6 +40,11 @@ fn boot(kvm: Kvm, flavour: Flavour, cpus: u32, script: &str) -> Option<Guest> {
     Some(setup.cmdline("console=ttyS0").start())
 }
 
+/// What goes on with the guest's snapshots.
+fn fast_engine() -> Arc<dyn Engine> {
+    EngineChoice::Auto.select().expect("every host has one").engine
+}
+
 /// The sum of all vCPUs' counters of this name.
 fn counter(guest: &Guest, name: &str) -> u64 {
     let stats = guest.vm.stats().expect("a VM has statistics");
@@ -53,6 +60,38 @@ fn a_stock_kernel_boots_and_works() {
 #[test]
 fn a_stock_kernel_works_on_two_vcpus() {
     works(2);
+}
+
+/// Two snapshots while the guest computes, the second a difference: what KVM has written is in them.
+#[test]
+fn snapshots_behind_the_running_guest_are_whole() {
+    let Some((kvm, _)) = kvm() else { return };
+    let Some(guest) = boot(kvm, Flavour::Cloud, 2, WORK) else { return };
+    guest.expect("GUEST-UP", BOOT);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let tree = SnapshotTree::open(folder.path().join("snapshots")).expect("a fresh folder");
+    let mut base = None;
+    for (name, after) in [("full", "GUEST-UP"), ("difference", "LOOP 40000")] {
+        guest.expect(after, BOOT);
+        let pending = tree.begin(name).expect("a new name");
+        let order = SnapshotOrder { base: base.take(), ..SnapshotOrder::default() };
+        let taken = guest.vm.snapshot(&pending.dir().expect("it was made"), order).expect(name);
+        tree.commit(pending, name).expect("it is finished");
+        eprintln!("{name}: the guest stood still for {:?}", taken.paused);
+        base = Some(BaseEntry { name: name.to_owned(), id: taken.manifest.id });
+    }
+    assert!(tree.manifest("difference").expect("it is there").base.is_some());
+    assert!(counter(&guest, "kernel_runs") > 0, "KVM has executed nothing");
+    drop(guest);
+    let snapshot = tree.snapshot("difference").expect("it is there");
+    let restored = Guest::restore(&snapshot, fast_engine(), console_with(""));
+    let restored = restored.expect("it was just taken");
+    restored.vm.resume().expect("it is paused");
+    assert_eq!(restored.end(BOOT), Outcome::PoweredOff, "{}", restored.last_lines());
+    let text = restored.text();
+    for result in &RESULTS[2..] {
+        assert!(text.contains(result), "no {result:?}:\n{}", restored.last_lines());
+    }
 }
 
 /// What `run --engine kvm` takes until the guest is up, and what was executed by then.

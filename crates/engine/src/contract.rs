@@ -74,8 +74,9 @@ pub trait Engine: Send + Sync {
         None
     }
 
-    /// Whether all writes of its vCPUs to guest RAM go through the hooks of `memory`, so that a
-    /// snapshot can be taken while they run, and the pages that they write are known.
+    /// Whether all writes of its vCPUs to guest RAM go through the hooks of `memory`, so that others
+    /// can act before a page is written, and the pages that they write are known. Where not, a
+    /// [`WriteLog`] tells afterwards.
     fn tracks_writes(&self) -> bool {
         true
     }
@@ -124,6 +125,23 @@ pub trait Kick: Send + Sync {
     fn kick(&self);
 }
 
+/// Knows afterwards which pages of guest RAM were written without the hooks of `memory`, by all vCPUs
+/// of a VM.
+pub trait WriteLog: Send + Sync {
+    /// Begins to keep account, if it does not yet, or ends.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`].
+    fn keep(&self, on: bool) -> Result<(), EngineError>;
+
+    /// Marks as dirty in guest RAM what was written since the account began or was last collected.
+    /// What is written while this runs is in this answer or in the next one.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`].
+    fn collect(&self) -> Result<(), EngineError>;
+}
+
 /// One virtual CPU. Owned by one thread at a time.
 pub trait Vcpu: Send {
     /// Executes guest code until there is something for the thread's owner to decide. HLT sleeps
@@ -156,6 +174,12 @@ pub trait Vcpu: Send {
 
     /// A handle with which other threads interrupt `run`.
     fn kicker(&self) -> Arc<dyn Kick>;
+
+    /// What knows the pages that were written without hooks, for engines that write so
+    /// ([`Engine::tracks_writes`]) and can tell.
+    fn write_log(&self) -> Option<Arc<dyn WriteLog>> {
+        None
+    }
 
     /// What the vCPU did so far.
     fn stats(&self) -> VcpuStats;

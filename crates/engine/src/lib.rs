@@ -28,7 +28,7 @@ mod tsc;
 pub use bus::{CpuBus, HypercallFrame};
 pub use contract::{
     Engine, EngineError, ExitSite, Kick, StopReason, TripleFault, Vcpu, VcpuConfig, VcpuExit,
-    VcpuStats,
+    VcpuStats, WriteLog,
 };
 pub use debugging::{DebugStop, Debugging, WatchKind, Watchpoint};
 pub use profile::{CpuProfile, Level, ProfileError, Vendor};

@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use engine::{CpuProfile, Vendor};
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, Msrs,
-    kvm_enable_cap, kvm_msr_entry, kvm_userspace_memory_region,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_EXIT_REASON_UNKNOWN, Msrs, kvm_enable_cap, kvm_msr_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{
     Cap, Kvm as Device, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
@@ -186,13 +186,15 @@ impl Opened {
     }
 }
 
-/// Gives `vm` all of `ram`; returns how many slots that took.
-pub(crate) fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<u32, KvmError> {
+/// Gives `vm` all of `ram`, each region in the slot of its index, or changes whether the pages that
+/// are written there are `logged`; returns how many slots that took.
+pub(crate) fn map_ram(vm: &VmFd, ram: &GuestRam, logged: bool) -> Result<u32, KvmError> {
     let mut count = 0;
+    let flags = if logged { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
     for (slot, region) in (0..).zip(ram.regions()) {
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: region.gpa,
             memory_size: region.len,
             userspace_addr: ram.host_window() as u64 + region.offset.0,

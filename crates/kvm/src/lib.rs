@@ -16,8 +16,8 @@
 //! - [`vcpu`], [`exits`]: the loop; [`user_code`]: that of emulated hosts; [`registers`]: to and
 //!   from `engine::VcpuState`.
 //!
-//! Limits: no TSC scaling where the host has none; memory that the guest writes is not
-//! in the dirty bitmaps of `memory`, which nobody reads from yet; the xAPIC page cannot be moved
+//! Limits: no TSC scaling where the host has none; what the guest writes is known only
+//! afterwards (`engine::WriteLog`); the xAPIC page cannot be moved
 //! over RAM; where KVM executes the guest's kernel, RAM below 1 MiB is not write-protected. IA32_SPEC_CTRL is not passed through: guests see no more features than their profile.
 //! On emulated hosts user code sees of the host: its XCR0 in XGETBV and XSAVE, and the number of the
 //! CPU in RDTSCP, RDPID and LSL of Linux's selector for it.

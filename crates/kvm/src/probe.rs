@@ -41,7 +41,7 @@ pub(crate) fn measure(kvm: &Opened) -> Result<Speed, KvmError> {
     let ram = GuestRam::new(&[(0, 0x2000)]).map_err(|_| KvmError::Lacks("memory for a probe"))?;
     ram.write(memory::Gpa(START), &LOOP).map_err(|_| KvmError::Lacks("memory for a probe"))?;
     let vm = kvm.create_vm()?;
-    map_ram(&vm, &ram)?;
+    map_ram(&vm, &ram, false)?;
     let mut vcpu = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
     let mut best = 0;
     for _ in 0..TRIES {

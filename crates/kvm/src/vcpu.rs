@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use engine::{
     CpuBus, Debugging, EngineError, Kick, RunState, StopReason, TscScale, Vcpu, VcpuConfig,
-    VcpuExit, VcpuState, VcpuStats,
+    VcpuExit, VcpuState, VcpuStats, WriteLog,
 };
 use interpreter::{Alarm, InterpreterVcpu};
 use lapic::{LocalApic, LocalApicConfig, Mailbox};
@@ -511,6 +511,10 @@ impl Vcpu for KvmVcpu {
 
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::new(Kicker { waker: Arc::clone(&self.waker), carrier: self.carrier.kicker() })
+    }
+
+    fn write_log(&self) -> Option<Arc<dyn WriteLog>> {
+        Some(Arc::clone(&self.vm) as _)
     }
 
     fn stats(&self) -> VcpuStats {

@@ -17,9 +17,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use engine::{EngineError, Kick, Rendezvous, VcpuConfig, Withdrawn};
+use engine::{EngineError, Kick, Rendezvous, VcpuConfig, Withdrawn, WriteLog};
 use kvm_ioctls::VmFd;
-use memory::GuestRam;
+use memory::{GuestRam, PAGE_SIZE, RamOffset};
 
 use crate::KvmError;
 use crate::device::{Opened, SparePage, map_ram};
@@ -75,12 +75,14 @@ pub(crate) struct SharedVm {
     lead: AtomicU64,
     born: Mutex<bool>,
     offset: Mutex<Option<u64>>,
+    /// The kernel notes which pages are written.
+    logged: Mutex<bool>,
 }
 
 impl SharedVm {
     fn new(config: &VcpuConfig, kvm: &Opened) -> Result<Self, KvmError> {
         let fd = kvm.create_vm()?;
-        let spare = SparePage::new(map_ram(&fd, &config.ram)?)?;
+        let spare = SparePage::new(map_ram(&fd, &config.ram, false)?)?;
         kvm.take_exits(&fd)?;
         Ok(Self {
             fd,
@@ -93,6 +95,7 @@ impl SharedVm {
             lead: AtomicU64::new(0),
             born: Mutex::default(),
             offset: Mutex::default(),
+            logged: Mutex::default(),
         })
     }
 
@@ -182,6 +185,37 @@ impl SharedVm {
         let agreed = offset.filter(near).unwrap_or(proposed);
         *offset = Some(agreed);
         agreed
+    }
+}
+
+impl WriteLog for SharedVm {
+    fn keep(&self, on: bool) -> Result<(), EngineError> {
+        let mut logged = lock(&self.logged);
+        if *logged != on {
+            map_ram(&self.fd, &self.ram, on)?;
+            *logged = on;
+        }
+        Ok(())
+    }
+
+    fn collect(&self) -> Result<(), EngineError> {
+        // Held, so that nobody marks pages later than an answer that has them says.
+        let logged = lock(&self.logged);
+        if !*logged {
+            return Ok(());
+        }
+        for (slot, region) in (0..).zip(self.ram.regions()) {
+            let bitmap = self.fd.get_dirty_log(slot, region.len as usize);
+            for (index, mut bits) in (0..).zip(bitmap.map_err(KvmError::call("KVM_GET_DIRTY_LOG"))?)
+            {
+                while bits != 0 {
+                    let page = index * 64 + u64::from(bits.trailing_zeros());
+                    bits &= bits - 1;
+                    self.ram.mark_dirty(RamOffset(region.offset.0 + page * PAGE_SIZE));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

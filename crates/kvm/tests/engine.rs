@@ -12,7 +12,7 @@ use engine::{
 use interpreter::Interpreter;
 use kvm::{Kvm, Share};
 use lapic::{LocalApic, LocalApicConfig, Mailbox};
-use memory::{Gpa, GuestRam};
+use memory::{DirtyConsumer, Gpa, GuestRam};
 
 thread_local! {
     /// The sum of what was written to port 0x80: each test runs its guest on its own thread.
@@ -213,4 +213,28 @@ fn two_vcpus_execute_in_one_vm() {
     for guest in [first, second] {
         assert!(guest.counter("kernel_runs") > 0, "KVM has executed it");
     }
+}
+
+#[test]
+fn the_kernel_tells_which_pages_were_written() {
+    let Some((kvm, khz)) = kvm_here("the write log") else { return };
+    // mov byte [0x5000], 1; out 0xf4, al; mov byte [0x6000], 1; mov byte [0x7fff], 1; out 0xf4, al
+    let code =
+        [0xc6, 6, 0, 0x50, 1, 0xe6, 0xf4, 0xc6, 6, 0, 0x60, 1, 0xc6, 6, 0xff, 0x7f, 1, 0xe6, 0xf4];
+    let mut guest = Guest::new(&kvm, khz, &code);
+    let log = guest.vcpu.write_log().expect("KVM has a dirty log");
+    let ram = Arc::clone(&guest.ram);
+    log.keep(true).unwrap();
+    log.collect().unwrap();
+    ram.track_dirty(DirtyConsumer::Snapshot, true);
+    let dirty = || ram.dirty_pages(DirtyConsumer::Snapshot);
+    for written in [vec![5], vec![6, 7]] {
+        assert!(matches!(guest.run(), VcpuExit::Stop(_)));
+        assert!(dirty().is_empty(), "nobody has told yet");
+        log.collect().unwrap();
+        assert_eq!(dirty(), written);
+    }
+    log.keep(false).unwrap();
+    log.collect().unwrap();
+    assert_eq!(guest.counter("instructions_carried"), 0, "KVM has executed it");
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use std::time::{Duration, Instant};
 
-use engine::{DebugStop, Engine, StopReason, TripleFault, Vcpu, VcpuExit, VcpuState};
+use engine::{DebugStop, Engine, StopReason, TripleFault, Vcpu, VcpuExit, VcpuState, WriteLog};
 use machine::Machine;
 use memory::DirtyConsumer;
 use state::Archive;
@@ -41,6 +41,9 @@ pub(crate) enum Request {
     Reset(Reply<()>),
     RunFor(u64, Reply<Progress>),
     Save(SnapshotDir, Reply<()>),
+    /// Begins to note what is written while memory is copied ahead of a snapshot, with or without a
+    /// base: gives what knows it, where that is of use.
+    CopyAhead(bool, Reply<Option<Arc<dyn WriteLog>>>),
     /// Begins a snapshot behind the running guest.
     Snapshot(Order, Reply<Parked>),
     /// Lets another engine execute the guest.
@@ -147,10 +150,9 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(parts: Parts, ending: Arc<Ending>) -> Self {
+    pub(crate) fn new(parts: Parts, ending: Arc<Ending>) -> Result<Self, VmError> {
         let Parts { machine, engine, vcpus, policy, channel: (to_self, events), skipped } = parts;
-        let tracking = skipped.is_some() && engine.tracks_writes();
-        Self {
+        let mut driver = Self {
             machine,
             engine,
             vcpus,
@@ -161,14 +163,18 @@ impl Driver {
             phase: Phase::Paused,
             pauses: PauseClock::new(skipped),
             live: Weak::new(),
-            tracking,
+            tracking: false,
             deferred: VecDeque::new(),
             budget: None,
             resets: 0,
             held: Vec::new(),
             debugger: None,
             fault_shown: false,
+        };
+        if skipped.is_some() {
+            driver.track()?;
         }
+        Ok(driver)
     }
 
     /// The driver's thread: returns when the VM has ended. A bug in it ends the VM too, so that
@@ -253,6 +259,9 @@ impl Driver {
                 return self.parked(&reply, |driver| driver.save(&dir));
             }
             Request::Stats(reply) => return self.parked(&reply, |driver| driver.stats()),
+            Request::CopyAhead(base, reply) => {
+                let _ = reply.send(self.copy_ahead(base));
+            }
             Request::Snapshot(order, reply) => return self.begin_snapshot(order, &reply),
             Request::Hop(engine, reply) => return self.hop(&engine, &reply),
             Request::IsRunning(reply) => {
@@ -528,30 +537,67 @@ impl Driver {
         ended
     }
 
+    /// What knows the pages that were written without hooks.
+    fn write_log(&self) -> Option<&Arc<dyn WriteLog>> {
+        self.vcpus.first()?.write_log()
+    }
+
+    /// From now on the pages that are written are in the dirty log for snapshots, if the engine can
+    /// tell. All is parked.
+    fn track(&mut self) -> Result<(), VmError> {
+        if let Some(log) = self.write_log() {
+            log.collect()?;
+            log.keep(true)?;
+        }
+        self.tracking = self.engine.tracks_writes() || self.write_log().is_some();
+        if self.tracking {
+            self.machine.ram().track_dirty(DirtyConsumer::Snapshot, true);
+        }
+        Ok(())
+    }
+
+    fn copy_ahead(&self, base: bool) -> Result<Option<Arc<dyn WriteLog>>, VmError> {
+        // Little is written for a difference, and it is known only when the VM stands.
+        let Some(log) = self.write_log().filter(|_| !(base && self.tracking)) else {
+            return Ok(None);
+        };
+        log.keep(true)?;
+        log.collect()?;
+        self.machine.ram().track_dirty(DirtyConsumer::Migration, true);
+        Ok(Some(Arc::clone(log)))
+    }
+
     fn begin_parked(&mut self, order: Order) -> Result<Parked, VmError> {
         self.finish_live();
-        let Order { file, base, while_parked } = order;
+        let Order { file, ahead, base, while_parked } = order;
         let (mut manifest, archive) = self.state()?;
         if let Some(act) = while_parked {
             // What programs find in the files of disks is what the guest has written.
             self.machine.flush_disks();
             manifest.disks = act()?;
         }
-        let ram = self.machine.ram();
+        if let Some(log) = self.write_log() {
+            log.collect()?;
+        }
+        let ram = Arc::clone(self.machine.ram());
         let pages = (ram.size() / memory::PAGE_SIZE) as usize;
-        let layer = match base.filter(|_| self.tracking) {
-            Some(base) => {
+        let live = match (base.filter(|_| self.tracking), ahead) {
+            (Some(base), _) => {
                 manifest.base = Some(base);
-                PageSet::of(pages, &ram.dirty_pages(DirtyConsumer::Snapshot))
+                let layer = PageSet::of(pages, &ram.dirty_pages(DirtyConsumer::Snapshot));
+                Arc::new(LiveMemory::new(ram, file, layer))
             }
-            None => PageSet::full(pages),
+            (None, Some(live)) => {
+                live.again(&ram.dirty_pages(DirtyConsumer::Migration));
+                ram.track_dirty(DirtyConsumer::Migration, false);
+                live
+            }
+            (None, None) => Arc::new(LiveMemory::new(ram, file, PageSet::full(pages))),
         };
-        let live = Arc::new(LiveMemory::new(Arc::clone(ram), file, layer));
-        self.tracking = self.engine.tracks_writes();
-        if self.tracking {
-            if manifest.base.is_none() {
-                ram.track_dirty(DirtyConsumer::Snapshot, true);
-            }
+        if manifest.base.is_none() {
+            self.track()?;
+        }
+        if self.engine.tracks_writes() {
             live.watch();
         } else {
             live.copy_all();

@@ -1,5 +1,6 @@
 //! Why a VM could not do what was asked.
 
+use engine::EngineError;
 use machine::MachineError;
 use state::StateError;
 use thiserror::Error;
@@ -57,6 +58,12 @@ pub enum VmError {
         /// What the host said.
         cause: std::io::Error,
     },
+}
+
+impl From<EngineError> for VmError {
+    fn from(error: EngineError) -> Self {
+        Self::Machine(error.into())
+    }
 }
 
 impl From<StateError> for VmError {

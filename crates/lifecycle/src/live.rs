@@ -40,8 +40,10 @@ pub struct SnapshotTaken {
 
 /// What the driver is to do for a snapshot.
 pub(crate) struct Order {
-    /// The file for memory, empty.
+    /// The file for memory, empty but for what was copied ahead.
     pub(crate) file: File,
+    /// What was copied ahead, of a full snapshot.
+    pub(crate) ahead: Option<Arc<LiveMemory>>,
     pub(crate) base: Option<BaseEntry>,
     pub(crate) while_parked: Option<WhileParked>,
 }

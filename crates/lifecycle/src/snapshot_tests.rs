@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::testing::{FakeEngine, Step, config};
 use crate::{
-    BaseEntry, Policy, RestoreOptions, SnapshotError, SnapshotOrder, SnapshotTree, Vm, VmError,
+    BaseEntry, Policy, RestoreOptions, SnapshotError, SnapshotOrder, SnapshotTree, Vm, VmConfig,
+    VmError,
 };
 
 /// Two counters on different pages: the first is never behind, and at most one ahead.
@@ -25,6 +26,13 @@ fn script() -> Vec<Step> {
 
 fn start() -> Vm {
     Vm::start(config(&script(), Policy::default()).0).unwrap()
+}
+
+/// On an engine that writes without hooks and tells afterwards.
+fn start_logging() -> Vm {
+    let engine = Arc::new(FakeEngine { script: script(), logs: true });
+    let (config, _) = config(&script(), Policy::default());
+    Vm::start(VmConfig { engine, ..config }).unwrap()
 }
 
 fn tree() -> (TempDir, SnapshotTree) {
@@ -79,8 +87,16 @@ fn wait_for_progress(vm: &Vm) {
 
 #[test]
 fn snapshots_of_a_running_vm_are_of_one_moment_and_form_a_tree() {
+    three_snapshots(start());
+}
+
+#[test]
+fn snapshots_are_right_when_only_afterwards_is_known_what_was_written() {
+    three_snapshots(start_logging());
+}
+
+fn three_snapshots(vm: Vm) {
     let (_folder, tree) = tree();
-    let vm = start();
     let mut last = None;
     let mut seen = Vec::new();
     for name in ["a", "b", "c"] {
@@ -137,12 +153,16 @@ fn a_branch_is_a_difference_to_where_it_began() {
 
 #[test]
 fn a_reset_makes_the_next_snapshot_full() {
+    a_reset_between_snapshots(&start());
+    a_reset_between_snapshots(&start_logging());
+}
+
+fn a_reset_between_snapshots(vm: &Vm) {
     let (_folder, tree) = tree();
-    let vm = start();
-    wait_for_progress(&vm);
-    let base = take(&vm, &tree, "a", None);
+    wait_for_progress(vm);
+    let base = take(vm, &tree, "a", None);
     vm.reset().unwrap();
-    take(&vm, &tree, "b", Some(&base));
+    take(vm, &tree, "b", Some(&base));
     assert!(tree.manifest("b").unwrap().base.is_none());
 }
 
@@ -198,12 +218,12 @@ fn a_vm_goes_on_under_another_engine() {
     let vm = start();
     for _ in 0..20 {
         wait_for_progress(&vm);
-        vm.hop(Arc::new(FakeEngine { script: script() })).unwrap();
+        vm.hop(Arc::new(FakeEngine { logs: false, script: script() })).unwrap();
     }
     wait_for_progress(&vm);
     vm.pause().unwrap();
     counters(&vm);
-    vm.hop(Arc::new(FakeEngine { script: script() })).unwrap();
+    vm.hop(Arc::new(FakeEngine { logs: false, script: script() })).unwrap();
     assert!(!vm.is_running().unwrap(), "a paused VM stays paused");
 }
 

@@ -2,6 +2,7 @@
 //! machine code. Its whole state is in RIP (where in the script) and RAX (what was last read), so
 //! that it saves and restores like a real one.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -9,11 +10,11 @@ use backend::CaptureConsole;
 use device::{Answer, Width};
 use engine::{
     CpuBus, DebugStop, Debugging, Engine, EngineError, Kick, RunState, StopReason, TripleFault,
-    TscScale, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
+    TscScale, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats, WriteLog,
 };
 use lapic::{LocalApic, LocalApicConfig};
 use machine::{BootFiles, MachineSpec};
-use memory::Gpa;
+use memory::{Gpa, GuestRam, RamOffset};
 
 use crate::{Policy, VmConfig};
 
@@ -44,9 +45,42 @@ pub(crate) enum Step {
 #[derive(Clone)]
 pub(crate) struct FakeEngine {
     pub(crate) script: Vec<Step>,
+    /// It writes without the hooks of `memory` and tells afterwards.
+    pub(crate) logs: bool,
+}
+
+/// What a [`FakeEngine`] tells afterwards.
+struct FakeLog {
+    ram: Arc<GuestRam>,
+    kept: AtomicBool,
+    written: Mutex<BTreeSet<u64>>,
+}
+
+impl FakeLog {
+    fn write(&self, gpa: u64, value: u64) {
+        let at = self.ram.translate(Gpa(gpa), 8).unwrap();
+        self.ram.store(at, value);
+        if self.kept.load(Ordering::SeqCst) {
+            self.written.lock().unwrap().insert(at.0);
+        }
+    }
+}
+
+impl WriteLog for FakeLog {
+    fn keep(&self, on: bool) -> Result<(), EngineError> {
+        self.kept.store(on, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn collect(&self) -> Result<(), EngineError> {
+        let written = std::mem::take(&mut *self.written.lock().unwrap());
+        written.into_iter().for_each(|at| self.ram.mark_dirty(RamOffset(at)));
+        Ok(())
+    }
 }
 
 struct FakeVcpu {
+    log: Option<Arc<FakeLog>>,
     script: Vec<Step>,
     config: VcpuConfig,
     scale: TscScale,
@@ -83,12 +117,19 @@ impl Engine for FakeEngine {
         "fake"
     }
 
+    fn tracks_writes(&self) -> bool {
+        !self.logs
+    }
+
     fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
         let apic = LocalApic::new(LocalApicConfig::default()).save(0);
         let kick = Arc::new(FakeKick::default());
         let waker = Arc::clone(&kick);
         config.mailbox.set_waker(Arc::new(move || waker.wake()));
+        let (ram, kept, written) = (Arc::clone(&config.ram), false.into(), Mutex::default());
+        let log = self.logs.then(|| Arc::new(FakeLog { ram, kept, written }));
         Ok(Box::new(FakeVcpu {
+            log,
             script: self.script.clone(),
             scale: TscScale::new(config.profile.tsc_khz()),
             config,
@@ -131,7 +172,10 @@ impl FakeVcpu {
                 let mut value = [0; 8];
                 self.config.ram.read(Gpa(gpa), &mut value).unwrap();
                 let value = u64::from_le_bytes(value) + 1;
-                self.config.ram.write(Gpa(gpa), &value.to_le_bytes()).unwrap();
+                match &self.log {
+                    Some(log) => log.write(gpa, value),
+                    None => self.config.ram.write(Gpa(gpa), &value.to_le_bytes()).unwrap(),
+                }
                 Answer::Done(())
             }
             Step::Jump(to) => {
@@ -222,6 +266,10 @@ impl Vcpu for FakeVcpu {
         Arc::clone(&self.kick) as _
     }
 
+    fn write_log(&self) -> Option<Arc<dyn WriteLog>> {
+        self.log.clone().map(|log| log as _)
+    }
+
     fn stats(&self) -> VcpuStats {
         VcpuStats { instructions: Some(self.executed), ..VcpuStats::default() }
     }
@@ -258,7 +306,7 @@ pub(crate) fn config(script: &[Step], policy: Policy) -> (VmConfig, Arc<CaptureC
     let console = CaptureConsole::new(1 << 16);
     let config = VmConfig {
         spec: MachineSpec { debug_exit: true, ..MachineSpec::new(16 << 20) },
-        engine: Arc::new(FakeEngine { script: script.to_vec() }),
+        engine: Arc::new(FakeEngine { script: script.to_vec(), logs: false }),
         boot: Some(BootFiles::from_bytes(kernel(), None).expect("kernel")),
         console: Arc::clone(&console) as _,
         disks: Vec::new(),

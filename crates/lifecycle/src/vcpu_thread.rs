@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
-use engine::{CpuBus, EngineError, Kick, Vcpu, VcpuExit, VcpuState, VcpuStats};
+use engine::{CpuBus, EngineError, Kick, Vcpu, VcpuExit, VcpuState, VcpuStats, WriteLog};
 
 use crate::VmError;
 
@@ -33,6 +33,7 @@ pub(crate) struct VcpuThread {
     index: u32,
     orders: Option<Sender<Order>>,
     kick: Arc<dyn Kick>,
+    write_log: Option<Arc<dyn WriteLog>>,
     thread: Option<JoinHandle<()>>,
     running: bool,
 }
@@ -45,14 +46,19 @@ impl VcpuThread {
         bus: Arc<dyn CpuBus>,
         done: impl Fn(RunResult) + Send + 'static,
     ) -> Result<Self, VmError> {
-        let kick = vcpu.kicker();
+        let (kick, write_log) = (vcpu.kicker(), vcpu.write_log());
         let (orders, inbox) = channel();
         let thread = thread::Builder::new()
             .name(format!("vcpu {index}"))
             .spawn(move || serve(vcpu, &*bus, &inbox, &done))
             .map_err(|cause| VmError::Host { action: "start a vCPU thread", cause })?;
         let thread = Some(thread);
-        Ok(Self { index, orders: Some(orders), kick, thread, running: false })
+        Ok(Self { index, orders: Some(orders), kick, write_log, thread, running: false })
+    }
+
+    /// What knows the pages that its VM has written without hooks.
+    pub(crate) fn write_log(&self) -> Option<&Arc<dyn WriteLog>> {
+        self.write_log.as_ref()
     }
 
     /// Whether it was told to run and has not reported since.

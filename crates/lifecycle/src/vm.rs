@@ -13,10 +13,16 @@ use memory::DirtyConsumer;
 
 use crate::driver::{DebugListener, Driver, Ending, Event, Parts, Reply, Request, start_vcpus};
 use crate::live::{Order, Parked};
-use crate::snapshot::{self, Opened, SnapshotDir};
+use crate::snapshot::{self, LiveMemory, Opened, PageSet, SnapshotDir};
 use crate::{
     Outcome, Progress, RestoreOptions, SnapshotOrder, SnapshotTaken, VmConfig, VmError, VmStats,
 };
+
+/// Memory is copied so many times at most ahead of a snapshot: what a guest writes in the time of one
+/// round is for the next.
+const ROUNDS_AHEAD: u32 = 4;
+/// So few pages are copied in no time, while the guest stands still.
+const FEW_PAGES: usize = 256;
 
 /// A VM. Dropping it ends it. All methods may be called from any thread.
 pub struct Vm {
@@ -96,9 +102,6 @@ impl Vm {
         }
         machine.restore_devices(&mut opened.archive)?;
         opened.finish(machine.ram(), options.map)?;
-        if parts.engine.tracks_writes() {
-            machine.ram().track_dirty(DirtyConsumer::Snapshot, true);
-        }
         if let Some(id) = options.generation {
             machine.set_generation_id(id);
         }
@@ -198,7 +201,8 @@ impl Vm {
         let _turn = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         let SnapshotOrder { description, parent, base, while_parked } = order;
         let file = snapshot::begin_memory(dir)?;
-        let order = Order { file, base, while_parked };
+        let ahead = self.copy_ahead(&file, base.is_some())?;
+        let order = Order { file, ahead, base, while_parked };
         let parked = self.ask(|reply| Request::Snapshot(order, reply))?;
         let Parked { mut manifest, archive, live, paused } = parked;
         live.copy_all();
@@ -207,6 +211,30 @@ impl Vm {
         (manifest.description, manifest.parent) = (description, parent);
         snapshot::finish_live(dir, manifest.clone(), archive, &live)?;
         Ok(SnapshotTaken { manifest, paused })
+    }
+
+    /// Writes memory to `file` while the guest goes on, where only afterwards is known what it writes;
+    /// until it writes little, or does not write less.
+    fn copy_ahead(&self, file: &File, base: bool) -> Result<Option<Arc<LiveMemory>>, VmError> {
+        let Some(log) = self.ask(|reply| Request::CopyAhead(base, reply))? else {
+            return Ok(None);
+        };
+        let ram = self.machine.ram();
+        let again = file.try_clone();
+        let file =
+            again.map_err(|cause| VmError::Host { action: "open the memory file again", cause })?;
+        let pages = PageSet::full((ram.size() / memory::PAGE_SIZE) as usize);
+        let live = Arc::new(LiveMemory::new(Arc::clone(ram), file, pages));
+        for _ in 0..ROUNDS_AHEAD {
+            live.copy_all();
+            log.collect()?;
+            let written = ram.dirty_pages(DirtyConsumer::Migration);
+            live.again(&written);
+            if written.len() <= FEW_PAGES {
+                break;
+            }
+        }
+        Ok(Some(live))
     }
 
     /// Lets another engine execute the guest; returns for how long it stood still. The counters of
@@ -309,7 +337,7 @@ impl Builder {
     fn drive(self) -> Result<Vm, VmError> {
         let (events, machine) = (self.0.channel.0.clone(), Arc::clone(&self.0.machine));
         let ending = Arc::new(Ending::default());
-        let driver = Driver::new(self.0, Arc::clone(&ending));
+        let driver = Driver::new(self.0, Arc::clone(&ending))?;
         let driver = thread::Builder::new()
             .name("vm driver".to_owned())
             .spawn(move || driver.run_to_end())

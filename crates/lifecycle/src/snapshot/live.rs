@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -55,6 +56,18 @@ impl LiveMemory {
         }
     }
 
+    /// These pages have changed since they were written, perhaps: they are to be written again.
+    pub(crate) fn again(&self, pages: &[usize]) {
+        for &page in pages {
+            let _held = self.groups[page / GROUP].lock().unwrap_or_else(PoisonError::into_inner);
+            if self.layer.contains(page) && self.done[page].swap(false, Ordering::AcqRel) {
+                // A page that is zero now is not written.
+                let written = self.file.write_all_at(&[0; PAGE], page as u64 * PAGE_SIZE);
+                self.note(written);
+            }
+        }
+    }
+
     /// Removes the hook: nobody writes to the file any more.
     pub(crate) fn unwatch(&self) {
         self.ram.set_write_hook(None);
@@ -70,6 +83,14 @@ impl LiveMemory {
         match self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(error) => Err(error),
             None => format::describe(&self.file, self.ram.size(), &self.layer),
+        }
+    }
+
+    /// Keeps the first failure for [`LiveMemory::describe`].
+    fn note(&self, written: io::Result<()>) {
+        if let Err(error) = written {
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            failure.get_or_insert(error);
         }
     }
 
@@ -92,10 +113,7 @@ impl LiveMemory {
     fn write_run(&self, first: usize, buffer: &mut [u8]) {
         let at = first as u64 * PAGE_SIZE;
         self.ram.read_at(RamOffset(at), buffer);
-        if let Err(error) = format::write_pages(&self.file, at, buffer) {
-            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-            failure.get_or_insert(error);
-        }
+        self.note(format::write_pages(&self.file, at, buffer));
         let count = buffer.len() / PAGE;
         self.done[first..first + count].iter().for_each(|done| done.store(true, Ordering::Release));
     }
@@ -115,7 +133,6 @@ impl WriteHook for LiveMemory {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
     use std::thread;
 
     use memory::Gpa;
@@ -179,6 +196,21 @@ mod tests {
         live.describe().unwrap();
         let file = live.file();
         assert_eq!([first(file, 1), first(file, 2), first(file, GROUP)], [2, 0, GROUP as u64 + 1]);
+    }
+
+    #[test]
+    fn pages_that_have_changed_are_written_again() {
+        let ram = ram();
+        let file = tempfile::tempfile().unwrap();
+        let live = LiveMemory::new(Arc::clone(&ram), file, PageSet::full(PAGES));
+        live.copy_all();
+        ram.write(Gpa(PAGE_SIZE), &[0; 8]).unwrap();
+        ram.write(Gpa(2 * PAGE_SIZE), &7_u64.to_le_bytes()).unwrap();
+        ram.write(Gpa(3 * PAGE_SIZE), &7_u64.to_le_bytes()).unwrap();
+        live.again(&[1, 2]);
+        live.copy_all();
+        live.describe().unwrap().verify(live.file()).unwrap();
+        assert_eq!([1, 2, 3].map(|page| first(live.file(), page)), [0, 7, 4]);
     }
 
     #[test]
