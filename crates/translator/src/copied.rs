@@ -14,6 +14,9 @@ use crate::translate::{Flow, Translator, slotted};
 
 const RBP: u8 = 5;
 
+/// Guest registers that live in slots, and the scratch register that stands for each.
+type Loaded = SmallVec<[(u8, u8); SCRATCH.len()]>;
+
 impl Translator<'_> {
     /// Replaces register operands by their host registers. Guest registers that live in slots get
     /// scratch registers, taken from `free`; `None` when these do not suffice.
@@ -21,10 +24,10 @@ impl Translator<'_> {
         &self,
         instruction: &Instruction,
         free: &[u8],
-    ) -> Option<(Instruction, SmallVec<[(u8, u8); SCRATCH.len()]>)> {
+    ) -> Option<(Instruction, Loaded)> {
         let mut mapped = *instruction;
         mapped.set_segment_prefix(Register::None);
-        let mut slots: SmallVec<[(u8, u8); SCRATCH.len()]> = SmallVec::new();
+        let mut slots = Loaded::new();
         let mut free = Scratch::from_slice(free);
         for operand in 0..instruction.op_count() {
             if instruction.op_kind(operand) != OpKind::Register {
