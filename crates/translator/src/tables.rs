@@ -1,8 +1,11 @@
 //! The software TLB and jump tables: filling them, and following the guest's invalidations.
 //!
-//! There is one [`Tables`] per PCID and access mode, so that neither a change of privilege, nor of
-//! RFLAGS.AC, nor a CR3 write that keeps entries flushes anything. Fills are logged, those of global
-//! pages apart: a flush costs what it drops.
+//! There is one [`Tables`] per access mode, so that neither a change of privilege nor of RFLAGS.AC
+//! flushes anything, and per PCID, so that a CR3 write that keeps entries does not either. But all
+//! PCIDs share the tables of supervisor code that obeys SMAP: what it accesses are hardly ever other
+//! pages than global ones, and one set of tables stays in the host's caches. What else is there goes
+//! when another PCID is selected. Fills are logged, those of global pages apart: a flush costs what
+//! it drops.
 
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
@@ -18,10 +21,19 @@ use crate::context::{
 /// Address spaces (PCIDs) that have tables at a time.
 const SPACES: usize = 8;
 
-/// One address space's tables for the three access modes, allocated when first used.
+/// One address space's tables, allocated when first used: for supervisor code that overrides SMAP
+/// and for user code.
+#[derive(Default)]
 struct Space {
     pcid: u16,
-    modes: [Option<Box<Logged>>; 3],
+    supervisor_ac: Option<Box<Logged>>,
+    user: Option<Box<Logged>>,
+}
+
+impl Space {
+    fn each(&mut self) -> impl Iterator<Item = &mut Logged> {
+        [&mut self.supervisor_ac, &mut self.user].into_iter().flatten().map(|logged| &mut **logged)
+    }
 }
 
 struct Logged {
@@ -50,6 +62,8 @@ enum Keep {
 }
 
 pub(crate) struct AddressSpaces {
+    /// For supervisor code that obeys SMAP, in all spaces.
+    supervisor: Box<Logged>,
     spaces: Vec<Space>,
     present: usize,
     next_victim: usize,
@@ -164,7 +178,8 @@ impl Log {
 impl AddressSpaces {
     pub(crate) fn new(ram: &GuestRam) -> Self {
         Self {
-            spaces: vec![Space { pcid: 0, modes: [None, None, None] }],
+            supervisor: Logged::boxed(),
+            spaces: vec![Space::default()],
             present: 0,
             next_victim: 0,
             host_window: ram.host_window() as u64,
@@ -173,7 +188,12 @@ impl AddressSpaces {
 
     #[inline]
     fn logged(&mut self, mode: AccessMode) -> &mut Logged {
-        self.spaces[self.present].modes[mode as usize].get_or_insert_with(Logged::boxed)
+        let space = &mut self.spaces[self.present];
+        match mode {
+            AccessMode::Supervisor => &mut self.supervisor,
+            AccessMode::SupervisorAc => space.supervisor_ac.get_or_insert_with(Logged::boxed),
+            AccessMode::User => space.user.get_or_insert_with(Logged::boxed),
+        }
     }
 
     /// What generated code uses as address of the tables of the present address space for `mode`.
@@ -238,18 +258,18 @@ impl AddressSpaces {
 
     /// Forgets all jump targets: blocks have been dropped.
     pub(crate) fn flush_all_jumps(&mut self) {
-        self.each(|_, logged| logged.flush_jumps(Keep::Nothing));
+        self.each(|logged| logged.flush_jumps(Keep::Nothing));
     }
 
     /// Forgets everything.
     pub(crate) fn flush_all(&mut self) {
-        self.each(|_, logged| logged.flush(Keep::Nothing));
+        self.each(|logged| logged.flush(Keep::Nothing));
     }
 
     /// Withdraws the right to write to the RAM page at `ram`, which somebody watches from now on.
     pub(crate) fn protect(&mut self, ram: RamOffset) {
         let host = self.host_window.wrapping_add(ram.0 & !0xfff);
-        self.each(|_, logged| {
+        self.each(|logged| {
             let tables = &mut logged.tables;
             for &index in logged.filled.iter().flat_map(|log| &log.indexes) {
                 let index = usize::from(index);
@@ -265,12 +285,12 @@ impl AddressSpaces {
     pub(crate) fn apply(&mut self, change: TlbChange) {
         match change {
             TlbChange::All => self.flush_all(),
-            TlbChange::NonGlobal => self.each(|_, logged| logged.flush(Keep::Global)),
-            TlbChange::Pcid(pcid) => self.each(|space, logged| {
-                if space == pcid {
-                    logged.flush(Keep::Global);
-                }
-            }),
+            TlbChange::NonGlobal => self.each(|logged| logged.flush(Keep::Global)),
+            TlbChange::Pcid(pcid) => {
+                self.supervisor.flush(Keep::Global);
+                let spaces = self.spaces.iter_mut().filter(|space| space.pcid == pcid);
+                spaces.flat_map(Space::each).for_each(|logged| logged.flush(Keep::Global));
+            }
             TlbChange::Page(linear) | TlbChange::PageOfPcid(linear, _) => self.flush_page(linear),
             TlbChange::Select(pcid) => self.select(pcid),
         }
@@ -280,7 +300,7 @@ impl AddressSpaces {
     fn flush_page(&mut self, linear: u64) {
         let index = (linear >> 12) as usize % TLB_ENTRIES;
         let tag = (linear & !0xfff).wrapping_neg();
-        self.each(|_, logged| {
+        self.each(|logged| {
             if logged.tables.read[index] == tag {
                 logged.tables.read[index] = empty_tag(index);
                 logged.tables.write[index] = empty_tag(index);
@@ -290,21 +310,23 @@ impl AddressSpaces {
     }
 
     fn select(&mut self, pcid: u16) {
+        if self.spaces[self.present].pcid == pcid {
+            return;
+        }
+        self.supervisor.flush(Keep::Global);
         if let Some(found) = self.spaces.iter().position(|s| s.pcid == pcid) {
             self.present = found;
             return;
         }
         if self.spaces.len() < SPACES {
-            self.spaces.push(Space { pcid, modes: [None, None, None] });
+            self.spaces.push(Space { pcid, ..Space::default() });
             self.present = self.spaces.len() - 1;
             return;
         }
         self.next_victim = (self.next_victim + 1) % SPACES;
         let victim = &mut self.spaces[self.next_victim];
         victim.pcid = pcid;
-        for logged in victim.modes.iter_mut().flatten() {
-            logged.flush(Keep::Global);
-        }
+        victim.each().for_each(|logged| logged.flush(Keep::Global));
         self.present = self.next_victim;
     }
 
@@ -312,7 +334,8 @@ impl AddressSpaces {
     /// and every jump entry to `code`.
     #[cfg(test)]
     pub(crate) fn inspect(&self, window: std::ops::Range<u64>, code: std::ops::Range<u64>) {
-        let all = self.spaces.iter().flat_map(|space| space.modes.iter().flatten());
+        let others = self.spaces.iter().flat_map(|space| [&space.supervisor_ac, &space.user]);
+        let all = others.flatten().chain([&self.supervisor]);
         for tables in all.map(|logged| &logged.tables) {
             assert!(tables.masks == crate::context::Masks::ALL, "masks have been changed");
             for index in 0..TLB_ENTRIES {
@@ -329,12 +352,9 @@ impl AddressSpaces {
         }
     }
 
-    fn each(&mut self, mut f: impl FnMut(u16, &mut Logged)) {
-        for space in &mut self.spaces {
-            for logged in space.modes.iter_mut().flatten() {
-                f(space.pcid, logged);
-            }
-        }
+    fn each(&mut self, f: impl FnMut(&mut Logged)) {
+        let others = self.spaces.iter_mut().flat_map(Space::each);
+        others.chain([&mut *self.supervisor]).for_each(f);
     }
 }
 
@@ -448,6 +468,26 @@ mod tests {
             let index = jump_index(0x7010);
             assert_eq!(tables.jumps[index].tag, empty_jump(index));
         }
+    }
+
+    #[test]
+    fn supervisor_code_keeps_only_global_pages_in_another_space() {
+        let mut spaces = spaces();
+        let mode = AccessMode::Supervisor;
+        spaces.fill(mode, 0x7000, local(0x3000), true);
+        spaces.fill(mode, 0x8000, FoundPage { global: true, ..local(0x4000) }, true);
+        spaces.fill_jump(mode, 0x7010, 0x1234, false);
+        spaces.fill_jump(mode, 0x8010, 0x1234, true);
+        spaces.fill(AccessMode::User, 0x7000, local(0x3000), true);
+        let address = spaces.address(mode);
+        for pcid in [0, 1] {
+            spaces.apply(TlbChange::Select(pcid));
+            assert_eq!(spaces.has(mode, 0x7000, false), pcid == 0);
+            assert_eq!(spaces.find_jump(mode, 0x7010).is_some(), pcid == 0);
+            assert_eq!(spaces.has(AccessMode::User, 0x7000, false), pcid == 0);
+            assert!(spaces.has(mode, 0x8000, true) && spaces.find_jump(mode, 0x8010).is_some());
+        }
+        assert_eq!(spaces.address(mode), address);
     }
 
     #[test]
