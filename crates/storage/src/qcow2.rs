@@ -66,23 +66,25 @@ impl Qcow2Disk {
     fn make_zero(&self, offset: u64, len: u64) -> io::Result<()> {
         let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
         let held = self.clusters(&image, offset, len)?;
+        // Before the image gives them up: from then on they may hold other data, even of the very
+        // part of a cluster that begins or ends the range. Read as zeros they are wanted anyway.
+        self.free(&held);
         image.discard_to_zero(offset, len)?;
         if !held.is_empty() {
-            // What the tables on the disk still point to must not lose its content.
+            // No table on the disk points any more to what is used again.
             image.flush()?;
-            self.free(&image, &held);
         }
         Ok(())
     }
 
     /// The clusters of the image that belong to it alone and lie in a range of the disk as a whole:
-    /// for each of their runs where it is on the disk, where in the file, and its length.
+    /// for each of their runs where it is in the file, and its length.
     fn clusters(
         &self,
         image: &FormatAccess<ImageFile>,
         offset: u64,
         len: u64,
-    ) -> io::Result<Vec<(u64, u64, u64)>> {
+    ) -> io::Result<Vec<(u64, u64)>> {
         let end = (offset + len) / self.cluster * self.cluster;
         let mut at = offset.next_multiple_of(self.cluster);
         let mut found = Vec::new();
@@ -92,24 +94,19 @@ impl Qcow2Disk {
                 break;
             }
             if let ShallowMapping::Raw { offset, writable: true, .. } = mapping {
-                found.push((at, offset, len));
+                found.push((offset, len));
             }
             at += len;
         }
         Ok(found)
     }
 
-    /// Gives the space of clusters back to the host that are not used any more. That it cannot is
-    /// no error: they are used again for other data.
-    fn free(&self, image: &FormatAccess<ImageFile>, clusters: &[(u64, u64, u64)]) {
-        for (at, place, len) in clusters {
-            let gone = image.get_shallow_mapping(*at, *len).is_ok_and(|(mapping, now)| {
-                now >= *len && !matches!(mapping, ShallowMapping::Raw { .. })
-            });
-            if gone {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                let _ = fallocate(&self.file, flags, *place, *len);
-            }
+    /// Makes holes of clusters, so that their space is the host's. That it cannot is no error: they
+    /// are used again for other data.
+    fn free(&self, clusters: &[(u64, u64)]) {
+        for (place, len) in clusters {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let _ = fallocate(&self.file, flags, *place, *len);
         }
     }
 }

@@ -55,7 +55,7 @@ fn tables_outside_the_file_or_in_each_other_are_refused_by_name() {
         ("refcount table", 48, 1 << 50),
         ("a refcount block", image.refcounts, image.l1),
         ("a level 2 table", image.l1, COPIED | image.refcounts),
-        ("a level 2 table", image.l1, COPIED | 100 * cluster),
+        ("a level 2 table", image.l1, COPIED | (100 * cluster)),
         ("a cluster of data", image.l2, COPIED | image.l1),
         ("a cluster of data", image.l2 + 8, COPIED | 1 << 45),
     ];

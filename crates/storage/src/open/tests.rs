@@ -97,6 +97,26 @@ fn every_kind_of_disk_reads_what_was_written() {
 }
 
 #[test]
+fn a_discard_spares_what_is_beside_it() {
+    const CLUSTER: u64 = 65536;
+    let folder = tempfile::tempdir().unwrap();
+    let base = raw(&folder, "base.img");
+    opened(&options(&base)).write(0, &[0xaa; SIZE as usize]).unwrap();
+    let overlay = Some(Overlay::File(folder.path().join("overlay.qcow2")));
+    let disk = opened(&ImageOptions { overlay, ..options(&base) });
+    disk.write(CLUSTER, &[0xbb; 2 * CLUSTER as usize]).unwrap();
+    // Two clusters of the overlay go, and the ones around them come into it, in part zero: they may
+    // get the place of those.
+    disk.discard(CLUSTER - 4096, 2 * CLUSTER + 2 * 4096).unwrap();
+    for offset in [0, CLUSTER - 4097, 3 * CLUSTER + 4096, 4 * CLUSTER - 1] {
+        assert_eq!(byte(&*disk, offset), 0xaa, "{offset}");
+    }
+    for offset in [CLUSTER - 4096, CLUSTER, 2 * CLUSTER, 3 * CLUSTER, 3 * CLUSTER + 4095] {
+        assert_eq!(byte(&*disk, offset), 0, "{offset}");
+    }
+}
+
+#[test]
 fn discarded_space_is_free_again() {
     use std::os::unix::fs::MetadataExt;
     let folder = tempfile::tempdir().unwrap();
@@ -140,7 +160,7 @@ fn an_overlay_belongs_to_its_base() {
     drop(disk);
     let text = error(&ImageOptions { overlay, ..options(&other) });
     assert!(text.contains("base.img, not of") && text.contains("other.img"), "{text}");
-    let text = error(&ImageOptions { overlay: Some(Overlay::File(base.clone())), ..kind });
+    let text = error(&ImageOptions { overlay: Some(Overlay::File(base)), ..kind });
     assert!(text.contains("base.img"), "{text}");
 }
 
