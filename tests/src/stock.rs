@@ -48,13 +48,14 @@ pub fn boot_files_with(
 /// and runs the shell commands `script` after printing `GUEST-UP`; then it powers off. `None` where
 /// the image is not to be had, after saying so.
 pub fn tiny_boot_files(modules: &[&str], script: &str) -> Option<BootFiles> {
-    let image = obtained("image tiny", |store| store.find_or_build(Recipe::Tiny, &Silent))?;
-    let kernel = boot::vmlinux::extract(read(image.kernel()), "tiny").expect("a bzImage");
+    let image = obtained("image tiny", |store| store.find_or_build(&Recipe::Tiny, &Silent))?;
+    let (kernel, initrd) = image.files().kernel_and_initrd().expect("tiny has no disk");
+    let kernel = boot::vmlinux::extract(read(kernel), "tiny").expect("a bzImage");
     let load: String = modules.iter().map(|module| format!("modprobe {module}\n")).collect();
     let init = workload::init(&format!("{load}{script}"));
     let archive = Builder::new().file("/init", 0o755, init).finish(Compression::None);
     // The kernel unpacks one archive after the other; the last file of a name stays.
-    let mut initrd = read(image.initrd());
+    let mut initrd = read(initrd);
     initrd.resize(initrd.len().next_multiple_of(4), 0);
     initrd.extend(archive.expect("fixed paths"));
     Some(BootFiles::from_bytes(kernel, Some(initrd)).expect("a stock kernel is one"))

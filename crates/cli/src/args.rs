@@ -115,7 +115,7 @@ ADDRESS is given) leads to the guest; of `user`
   mtu=BYTES     largest packet, 1280 to 65520; of `user`";
 
 /// Options of `run`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(long_about = RUN_ABOUT, after_help = RUN_AFTER)]
 pub struct RunArgs {
     /// Image to run: a name or a path [default without --kernel: tiny]
@@ -215,6 +215,10 @@ pub struct RunArgs {
     /// File for statistics, written as JSON when the VM has ended
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
+
+    /// What is booted is on the first disk: that of an image.
+    #[arg(skip)]
+    pub boots_first_disk: bool,
 }
 
 /// `--engine`.
@@ -274,17 +278,54 @@ pub enum ImageCommand {
     /// Build an image anew
     #[command(long_about = "Build an image anew from the packages that the host's package \
         sources offer; no root needed.\n\nThe images go to $RINGFENCE_IMAGES, or below the user's \
-        cache folder.")]
-    Build {
-        /// Which one; `tiny` is what there is
-        image: String,
-    },
+        cache folder. `debian` needs mmdebstrap; all options are for it.")]
+    Build(BuildArgs),
     /// Remove images
     Rm {
         /// Their names
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
     },
+}
+
+/// Options of `image build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// Which one: `tiny` (a kernel with a shell) or `debian` (a whole system on a disk)
+    pub image: String,
+
+    /// Release of Debian, such as `bookworm` [default: the host's]
+    #[arg(long, value_name = "S")]
+    pub suite: Option<String>,
+
+    /// Size of the disk; only what is in use takes space [default: 8G]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub size: Option<u64>,
+
+    /// Package to be installed besides
+    #[arg(long = "package", value_name = "P")]
+    pub packages: Vec<String>,
+
+    /// File with a public key that root can log in with by ssh
+    #[arg(long = "ssh-key", value_name = "F")]
+    pub ssh_keys: Vec<PathBuf>,
+
+    /// Host name of the guest [default: debian]
+    #[arg(long, value_name = "H")]
+    pub hostname: Option<String>,
+
+    /// Format of the disk image [default: raw]
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// The bytes of the disk
+    Raw,
+    /// QEMU copy on write
+    Qcow2,
 }
 
 /// Options of `doctor`.

@@ -27,8 +27,7 @@ impl DiskArg {
     /// # Errors
     /// A text without a file, or with an option that has no such value.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut options = ImageOptions::default();
-        options.limit.burst = BURST;
+        let Self(mut options) = Self::at(PathBuf::new());
         let mut path = text;
         while let Some((before, option)) = path.rsplit_once(',') {
             if !take(&mut options, option)? {
@@ -45,6 +44,13 @@ impl DiskArg {
             options.overlay = None;
         }
         Ok(Self(options))
+    }
+
+    /// The disk in a file, without options.
+    pub fn at(path: PathBuf) -> Self {
+        let mut options = ImageOptions { path, ..ImageOptions::default() };
+        options.limit.burst = BURST;
+        Self(options)
     }
 
     /// The file.

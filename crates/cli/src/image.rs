@@ -1,10 +1,13 @@
 //! `ringfence image`.
 
+use std::fs;
+use std::path::Path;
 use std::time::SystemTime;
 
-use images::{Listing, Recipe, Store};
+use anyhow::{Context, bail};
+use images::{DiskFormat, Listing, Recipe, Store, debian};
 
-use crate::args::ImageCommand;
+use crate::args::{BuildArgs, FormatArg, ImageCommand};
 use crate::progress::Bar;
 use crate::table::{Table, bytes};
 use crate::{age, report};
@@ -24,8 +27,8 @@ pub fn run(command: ImageCommand) -> anyhow::Result<()> {
             let text = if json { json_of(&listing)? } else { table(&listing, SystemTime::now()) };
             report::print(&text)?;
         }
-        ImageCommand::Build { image } => {
-            let image = store.build(Recipe::from_name(&image)?, &Bar::new())?;
+        ImageCommand::Build(args) => {
+            let image = store.build(&recipe(&args)?, &Bar::new())?;
             let info = image.info();
             report::note(&format!("built {} in {}", info.name, info.path.display()));
         }
@@ -36,6 +39,50 @@ pub fn run(command: ImageCommand) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is to be built.
+fn recipe(args: &BuildArgs) -> anyhow::Result<Recipe> {
+    let mut recipe = Recipe::from_name(&args.image)?;
+    let BuildArgs { image: _, suite, size, packages, ssh_keys, hostname, format } = args;
+    let Recipe::Debian(debian) = &mut recipe else {
+        let none = suite.is_none() && size.is_none() && hostname.is_none() && format.is_none();
+        if none && packages.is_empty() && ssh_keys.is_empty() {
+            return Ok(recipe);
+        }
+        bail!("the options of `image build` are for the image debian; leave them out");
+    };
+    debian.suite.clone_from(suite);
+    debian.packages.clone_from(packages);
+    if let Some(size) = size {
+        debian.size = *size;
+    }
+    if let Some(hostname) = hostname {
+        debian.hostname.clone_from(hostname);
+    }
+    debian.format = match format {
+        None | Some(FormatArg::Raw) => DiskFormat::Raw,
+        Some(FormatArg::Qcow2) => DiskFormat::Qcow2,
+    };
+    for path in ssh_keys {
+        debian.ssh_keys.push(public_key(path)?);
+    }
+    debian.check()?;
+    Ok(recipe)
+}
+
+/// The public key in a file.
+///
+/// # Errors
+/// A file that cannot be read, or has something else.
+pub fn public_key(path: &Path) -> anyhow::Result<String> {
+    let name = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+    let key = text.trim();
+    if !debian::is_public_key(key) {
+        bail!("{name} is not one public key, such as ~/.ssh/id_ed25519.pub");
+    }
+    Ok(key.to_owned())
 }
 
 fn json_of(listing: &Listing) -> anyhow::Result<String> {

@@ -3,7 +3,7 @@
 //! [`args`] is what can be typed; [`run`] runs a VM in the terminal, with [`console`] for its
 //! input and output, [`signals`] for what ends it from outside, [`status`] for how it ends and
 //! [`stats`] for what it did; [`managed`] has the verbs of VMs that are kept; [`image`] and [`doctor`]
-//! are the others.
+//! are the others. [`boot_files`] and [`image_disk`] find what is booted.
 //!
 //! Standard output belongs to the guest, and to what a verb was asked to print; everything else
 //! goes to standard error, errors as one line `ringfence: error: ...`.
@@ -16,6 +16,7 @@ mod console;
 mod disks;
 mod doctor;
 mod image;
+mod image_disk;
 mod managed;
 mod nets;
 mod progress;

@@ -17,7 +17,8 @@ pub struct Bar {
 
 const TICK: Duration = Duration::from_millis(120);
 const KNOWN: &str = "{msg:28} [{bar:40}] {bytes}/{total_bytes} {eta}";
-const UNKNOWN: &str = "{msg:28} {spinner} {bytes}";
+const SHARE: &str = "{msg:28} [{bar:40}] {percent}% {elapsed}";
+const UNKNOWN: &str = "{msg:28} {spinner} {bytes} {elapsed}";
 
 impl Bar {
     /// A bar that appears with the first step.
@@ -63,6 +64,14 @@ impl Progress for Bar {
                 bar.set_style(style(KNOWN));
                 bar.set_length(total);
             }
+            bar.set_position(done);
+        });
+    }
+
+    fn share(&self, done: u64, total: u64) {
+        self.with(|bar| {
+            bar.set_style(style(SHARE));
+            bar.set_length(total);
             bar.set_position(done);
         });
     }

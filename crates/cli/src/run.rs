@@ -21,7 +21,7 @@ use crate::console::escape::Key;
 use crate::console::{Output, input, terminal};
 use crate::stats::Stats;
 use crate::vm_config::{self, Use};
-use crate::{report, signals, status};
+use crate::{image_disk, report, signals, status};
 
 /// How long a guest has after the power button.
 const GRACE: Duration = Duration::from_secs(10);
@@ -77,6 +77,7 @@ struct End {
 }
 
 fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
+    let args = &image_disk::resolve(args)?;
     let debugger = args.gdb.as_ref().map(debug::Server::bind).transpose()?;
     let (events, queue) = channel();
     let output = start_output(&events)?;

@@ -48,7 +48,7 @@ pub fn config(
     let engine = select(args)?.engine;
     let disks = disks::open(&args.disks, args.ephemeral, when_full)?;
     let nets = nets::open(&args.nets, args.name.as_deref(), args.capture.as_deref())?;
-    let boot = match (boot_files::open(args), purpose) {
+    let boot = match (boot_files::open(args, &disks), purpose) {
         (Ok(boot), _) => Some(boot),
         (Err(error), Use::Boot) => return Err(error),
         (Err(error), Use::Restore) => {

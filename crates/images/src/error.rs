@@ -50,7 +50,7 @@ pub enum Error {
     },
 
     /// No recipe of this name exists.
-    #[error("there is no recipe {name:?}; known recipes: tiny")]
+    #[error("there is no recipe {name:?}; known recipes: tiny, debian")]
     UnknownRecipe {
         /// The name that was looked for.
         name: String,
@@ -96,6 +96,26 @@ pub enum Error {
         program: String,
         /// Why it could not be started.
         source: io::Error,
+    },
+
+    /// A program that not every Debian-like host has is missing.
+    #[error("{what} is not installed; as root: `apt-get install {package}`")]
+    Missing {
+        /// What is missing.
+        what: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+
+    /// An option of a recipe with a value that it cannot have.
+    #[error("{option} {value:?} is not {expected}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What it can be.
+        expected: &'static str,
     },
 
     /// A program of the host ran and failed.

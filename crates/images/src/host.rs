@@ -16,6 +16,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// How many lines of standard error an error message repeats.
 const ERROR_LINES: usize = 2;
 
+/// The file in the scratch folder with what the last program wrote to standard error.
+pub(crate) const STDERR: &str = "stderr.log";
+
 /// What a program left behind.
 #[derive(Debug)]
 pub(crate) struct Finished {
@@ -40,6 +43,20 @@ impl Finished {
             detail: last_lines(&self.stderr),
             way_out,
         }
+    }
+
+    /// The same by a short name instead of its command line.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.command);
+        self
+    }
+
+    /// The same without the messages that begin with one of `prefixes`.
+    pub(crate) fn without(mut self, prefixes: &[&str]) -> Self {
+        let is_own = |line: &&str| !prefixes.iter().any(|prefix| line.starts_with(prefix));
+        let own: Vec<&str> = self.stderr.lines().filter(is_own).collect();
+        self.stderr = own.join("\n");
+        self
     }
 
     /// This run, or the error when it failed.
@@ -86,10 +103,28 @@ pub(crate) fn run(
     scratch: &Path,
     tick: &mut dyn FnMut(),
 ) -> Result<Finished> {
-    let stdout_path = scratch.join("stdout.log");
-    let stderr_path = scratch.join("stderr.log");
-    let create = |path: &Path| File::create(path).map_err(Error::io("create", path));
-    prepare(command).stdout(create(&stdout_path)?).stderr(create(&stderr_path)?);
+    let path = scratch.join("stdout.log");
+    prepare(command).stdout(File::create(&path).map_err(Error::io("create", &path))?);
+    let finished = run_prepared(command, scratch, tick)?;
+    let stdout = read_lossily(&path)?;
+    Ok(Finished { stdout, ..finished })
+}
+
+/// The same with files as standard input and output; `stdout` of what is returned is empty.
+pub(crate) fn run_through(
+    command: &mut Command,
+    input: File,
+    output: File,
+    scratch: &Path,
+    tick: &mut dyn FnMut(),
+) -> Result<Finished> {
+    prepare(command).stdin(input).stdout(output);
+    run_prepared(command, scratch, tick)
+}
+
+fn run_prepared(command: &mut Command, scratch: &Path, tick: &mut dyn FnMut()) -> Result<Finished> {
+    let stderr_path = scratch.join(STDERR);
+    command.stderr(File::create(&stderr_path).map_err(Error::io("create", &stderr_path))?);
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source| Error::Program { program: program.clone(), source };
     let mut child = command.spawn().map_err(failed)?;
@@ -101,17 +136,18 @@ pub(crate) fn run(
         std::thread::sleep(POLL);
     };
     tick();
-    let read = |path: &Path| -> Result<String> {
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
     Ok(Finished {
-        stdout: read(&stdout_path)?,
-        stderr: read(&stderr_path)?,
+        stdout: String::new(),
+        stderr: read_lossily(&stderr_path)?,
         success: status.success(),
         status: status.to_string(),
         command: command_line(command),
     })
+}
+
+fn read_lossily(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
+use crc32fast::Hasher;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ImageName, Result};
@@ -16,11 +19,17 @@ use crate::{Error, ImageName, Result};
 /// The name of the manifest in an image's folder.
 const FILE: &str = "image.json";
 
-/// The format that this version writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+/// The format of images with a kernel and an initramfs.
+const FORMAT_KERNEL: u32 = 1;
 
-/// A manifest is below 2 KiB; more than this is not one.
+/// The format of images with a disk, the newest that this version reads.
+const FORMAT_DISK: u32 = 2;
+
+/// A manifest is below 20 KiB; more than this is not one.
 const MAX_SIZE: u64 = 1 << 20;
+
+/// Bytes that are read at a time for a checksum: a disk is larger than memory.
+const CHUNK: usize = 1 << 20;
 
 /// The content of `image.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,16 +42,67 @@ pub(crate) struct Manifest {
     pub kind: String,
     /// The kernel's release, as `uname -r` gives it.
     pub kernel_version: String,
-    /// The kernel, a bzImage.
-    pub kernel: Part,
-    /// The initramfs.
-    pub initrd: Part,
-    /// The command line to boot with when the user gives none.
+    /// What is booted.
+    #[serde(flatten)]
+    pub content: Content,
+    /// The command line to boot with when the user gives none; with a disk, empty for the one that
+    /// the disk's own boot configuration says.
     pub cmdline: String,
     /// When the image was built, in seconds since 1970 (UTC).
     pub created: u64,
     /// The packages that went in, with their versions.
     pub packages: BTreeMap<String, String>,
+}
+
+/// The files of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Content {
+    /// A kernel that is booted with an initramfs.
+    Kernel {
+        /// The kernel, a bzImage.
+        kernel: Part,
+        /// The initramfs.
+        initrd: Part,
+    },
+    /// A disk with everything that is needed on it.
+    Disk {
+        /// The disk image.
+        disk: Part,
+        /// Its format.
+        disk_format: DiskFormat,
+    },
+}
+
+/// How the bytes of an image's disk are arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// The disk's bytes.
+    #[default]
+    Raw,
+    /// QEMU copy on write.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// The name that `qemu-img` calls it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl Content {
+    /// The files.
+    pub(crate) fn parts(&self) -> Vec<&Part> {
+        match self {
+            Self::Kernel { kernel, initrd } => vec![kernel, initrd],
+            Self::Disk { disk, .. } => vec![disk],
+        }
+    }
 }
 
 /// A file of an image.
@@ -63,15 +123,17 @@ struct Header {
 }
 
 impl Manifest {
-    /// A manifest in the current format.
-    pub(crate) fn new(name: ImageName, kind: &str, kernel: Part, initrd: Part) -> Self {
+    /// A manifest in the oldest format that has such content.
+    pub(crate) fn new(name: ImageName, kind: &str, content: Content) -> Self {
         Self {
-            format: FORMAT,
+            format: match content {
+                Content::Kernel { .. } => FORMAT_KERNEL,
+                Content::Disk { .. } => FORMAT_DISK,
+            },
             name,
             kind: kind.to_owned(),
             kernel_version: String::new(),
-            kernel,
-            initrd,
+            content,
             cmdline: String::new(),
             created: 0,
             packages: BTreeMap::new(),
@@ -93,13 +155,15 @@ impl Manifest {
         }
         let invalid = |error: serde_json::Error| Error::damaged(&path, error.to_string());
         let header: Header = serde_json::from_str(&text).map_err(invalid)?;
-        if header.format != FORMAT {
-            let reason =
-                format!("it has format {}, and this version reads {FORMAT}", header.format);
+        if !(FORMAT_KERNEL..=FORMAT_DISK).contains(&header.format) {
+            let reason = format!(
+                "it has format {}, and this version reads {FORMAT_KERNEL} to {FORMAT_DISK}",
+                header.format
+            );
             return Err(Error::damaged(&path, reason));
         }
         let manifest: Self = serde_json::from_str(&text).map_err(invalid)?;
-        for part in [&manifest.kernel, &manifest.initrd] {
+        for part in manifest.content.parts() {
             part.check_name(&path)?;
         }
         if folder.file_name().is_none_or(|name| name != manifest.name.as_str()) {
@@ -131,6 +195,13 @@ impl Part {
         })
     }
 
+    /// Describes `file`, which is in `folder` already.
+    pub(crate) fn of(folder: &Path, file: &str) -> Result<Self> {
+        let path = folder.join(file);
+        let (size, crc32) = measure(&path).map_err(Error::io("read", &path))?;
+        Ok(Self { file: file.to_owned(), size, crc32 })
+    }
+
     /// The part's path, when a file of the recorded size is there.
     pub(crate) fn locate(&self, folder: &Path) -> Result<PathBuf> {
         let path = folder.join(&self.file);
@@ -146,8 +217,7 @@ impl Part {
     /// Reads the whole part and compares its checksum.
     pub(crate) fn verify(&self, folder: &Path) -> Result<()> {
         let path = self.locate(folder)?;
-        let content = fs::read(&path).map_err(Error::io("read", &path))?;
-        let crc32 = crc32fast::hash(&content);
+        let (_, crc32) = measure(&path).map_err(Error::io("read", &path))?;
         if crc32 != self.crc32 {
             let reason = format!("its CRC-32 is {crc32:08x} instead of {:08x}", self.crc32);
             return Err(Error::damaged(&path, reason));
@@ -164,6 +234,52 @@ impl Part {
     }
 }
 
+/// Size and CRC-32 of a file, whose holes are not read.
+fn measure(path: &Path) -> io::Result<(u64, u32)> {
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut hasher = Hasher::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut at = 0;
+    while at < size {
+        // No data up to the end.
+        let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            Ok(data) => data.min(size),
+            Err(Errno::NXIO) => size,
+            Err(error) => return Err(error.into()),
+        };
+        hasher.combine(&zeros(data - at));
+        let hole = if data < size { rustix::fs::seek(&file, SeekFrom::Hole(data))? } else { size };
+        at = hole.min(size);
+        rustix::fs::seek(&file, SeekFrom::Start(data))?;
+        let mut rest = at - data;
+        while rest > 0 {
+            let part = &mut chunk[..rest.min(CHUNK as u64) as usize];
+            file.read_exact(part)?;
+            hasher.update(part);
+            rest -= part.len() as u64;
+        }
+    }
+    Ok((size, hasher.finalize()))
+}
+
+/// The checksum of `len` zeros, which is put together from those of powers of two.
+fn zeros(len: u64) -> Hasher {
+    let mut all = Hasher::new();
+    let mut power = Hasher::new();
+    power.update(&[0]);
+    let mut rest = len;
+    while rest > 0 {
+        if rest & 1 == 1 {
+            all.combine(&power);
+        }
+        let half = power.clone();
+        power.combine(&half);
+        rest >>= 1;
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,7 +290,7 @@ mod tests {
         let kernel = Part::write(&folder, "vmlinuz", b"kernel").expect("kernel");
         let initrd = Part::write(&folder, "initrd.img", b"initrd").expect("initrd");
         let name = "tiny".parse().expect("name");
-        let manifest = Manifest::new(name, "tiny", kernel, initrd);
+        let manifest = Manifest::new(name, "tiny", Content::Kernel { kernel, initrd });
         manifest.write(&folder).expect("manifest");
         (folder, manifest)
     }
@@ -193,11 +309,27 @@ mod tests {
     }
 
     #[test]
+    fn holes_count_as_zeros() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let path = folder.path().join("disk");
+        for data in [&[][..], &[0], &[5_000_000], &[0, 9_999_999]] {
+            let file = File::create(&path).expect("file");
+            file.set_len(10_000_000).expect("size");
+            let mut content = vec![0; 10_000_000];
+            for at in data {
+                std::os::unix::fs::FileExt::write_all_at(&file, b"x", *at as u64).expect("data");
+                content[*at] = b'x';
+            }
+            assert_eq!(measure(&path).expect("readable"), (10_000_000, crc32fast::hash(&content)));
+        }
+    }
+
+    #[test]
     fn round_trip() {
         let store = tempfile::tempdir().expect("tempdir");
         let (folder, manifest) = image(store.path());
         assert_eq!(Manifest::read(&folder).expect("manifest"), manifest);
-        manifest.kernel.verify(&folder).expect("checksum");
+        manifest.content.parts()[0].verify(&folder).expect("checksum");
     }
 
     #[test]
@@ -233,10 +365,10 @@ mod tests {
         let store = tempfile::tempdir().expect("tempdir");
         let (folder, manifest) = image(store.path());
         fs::write(folder.join("vmlinuz"), b"kernfl").expect("flip");
-        let text = manifest.kernel.verify(&folder).expect_err("decayed").to_string();
+        let text = manifest.content.parts()[0].verify(&folder).expect_err("decayed").to_string();
         assert!(text.contains("vmlinuz") && text.contains("CRC-32"), "{text}");
         fs::write(folder.join("vmlinuz"), b"kern").expect("truncate");
-        let text = manifest.kernel.locate(&folder).expect_err("short").to_string();
+        let text = manifest.content.parts()[0].locate(&folder).expect_err("short").to_string();
         assert!(text.contains("4 bytes instead of 6"), "{text}");
     }
 }

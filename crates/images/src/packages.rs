@@ -48,6 +48,17 @@ pub(crate) struct Package {
     pub path: PathBuf,
 }
 
+/// A Debian package source of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// Where the archive is.
+    pub uri: String,
+    /// A release in it, such as `bookworm-updates`.
+    pub release: String,
+    /// A part of that, such as `main`.
+    pub component: String,
+}
+
 /// Access to the package sources, for one process at a time.
 pub(crate) struct Packages<'a> {
     folder: PathBuf,
@@ -159,6 +170,31 @@ impl<'a> Packages<'a> {
         wanted.iter().map(|control| locate(control, folder)).collect()
     }
 
+    /// The host's package sources that are Debian's, by what their release files say.
+    ///
+    /// # Errors
+    /// [`Error::NoPackageSources`], [`Error::Command`].
+    pub(crate) fn debian_sources(&self) -> Result<Vec<Source>> {
+        let mut command = self.command("apt-get");
+        let format = "$(ORIGIN)\t$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)";
+        command.args(["indextargets", "--format", format, "Created-By: Packages"]);
+        let finished = self.run(&mut command, &mut || {})?.ok_or(OFFLINE)?;
+        let sources: Vec<Source> = finished.stdout.lines().filter_map(debian_source).collect();
+        if sources.is_empty() { Err(Error::NoPackageSources) } else { Ok(sources) }
+    }
+
+    /// The lines of the host's apt configuration whose names begin with one of `prefixes`.
+    ///
+    /// # Errors
+    /// [`Error::Program`], [`Error::Command`].
+    pub(crate) fn options(&self, prefixes: &[&str]) -> Result<Vec<String>> {
+        let mut command = self.command("apt-config");
+        command.arg("dump");
+        let finished = self.run(&mut command, &mut || {})?.ok_or(OFFLINE)?;
+        let is_wanted = |line: &&str| prefixes.iter().any(|prefix| line.starts_with(prefix));
+        Ok(finished.stdout.lines().filter(is_wanted).map(str::to_owned).collect())
+    }
+
     fn update(&mut self) -> Result<()> {
         self.progress.step("Fetching package lists");
         let mut command = self.command("apt-get");
@@ -210,6 +246,16 @@ impl<'a> Packages<'a> {
     fn run(&self, command: &mut Command, tick: &mut dyn FnMut()) -> Result<Finished> {
         host::run(command, &self.folder, tick)
     }
+}
+
+fn debian_source(line: &str) -> Option<Source> {
+    let mut fields = line.split('\t');
+    let (origin, mut field) = (fields.next()?, || fields.next().map(str::to_owned));
+    let source = Source { uri: field()?, release: field()?, component: field()? };
+    // Words of a line of sources.list.
+    let is_word = |text: &String| !text.is_empty() && !text.contains(char::is_whitespace);
+    let words = [&source.uri, &source.release, &source.component];
+    (origin == "Debian" && words.into_iter().all(is_word)).then_some(source)
 }
 
 /// The configuration that comes after the host's own and overrides it.
@@ -311,6 +357,16 @@ mod tests {
         for path in ["/a\"b", "/a\nb", "/a\\b"] {
             let error = configuration(Path::new(path), Architecture::Host).expect_err(path);
             assert!(error.to_string().contains("apt cannot use"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_sources_of_debian_count() {
+        let line = "Debian\thttp://a/debian/\tbookworm\tmain";
+        let source = debian_source(line).expect("a source");
+        assert_eq!((source.release.as_str(), source.component.as_str()), ("bookworm", "main"));
+        for line in ["Other\thttp://a/\tx\tmain", "Debian\thttp://a/", "Debian\ta b\tc\td"] {
+            assert_eq!(debian_source(line), None, "{line}");
         }
     }
 

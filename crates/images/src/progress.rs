@@ -6,7 +6,7 @@
 ///
 /// Calls come from the thread that runs the operation, in this order: any
 /// number of times one [`step`](Progress::step) followed by its
-/// [`bytes`](Progress::bytes); messages at any time.
+/// [`bytes`](Progress::bytes) or [`share`](Progress::share); messages at any time.
 pub trait Progress {
     /// A new step begins, for example "Downloading packages". The counters of
     /// the step before are void.
@@ -14,6 +14,11 @@ pub trait Progress {
 
     /// `done` bytes of the step are through, of `total` where that is known.
     fn bytes(&self, done: u64, total: Option<u64>);
+
+    /// `done` of the step's `total` equal parts are through.
+    fn share(&self, done: u64, total: u64) {
+        let _ = (done, total);
+    }
 
     /// Something the user may want to know, for example what is waited for.
     fn message(&self, text: &str);

@@ -8,41 +8,42 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::manifest::Manifest;
+use crate::manifest::{Content, Manifest};
 use crate::staging::{Lock, Staging};
-use crate::{Error, ImageName, Progress, Result, tiny};
+use crate::{Debian, DiskFormat, Error, ImageName, Progress, Result, debian, tiny};
 
 /// How an image is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Recipe {
     /// The host's newest stock Debian cloud kernel and an initramfs with a
     /// static busybox, the virtio modules, and a shell on the console.
     Tiny,
+    /// A Debian with systemd and ssh on a disk.
+    Debian(Debian),
 }
 
 impl Recipe {
-    /// Every recipe.
-    pub const ALL: [Self; 1] = [Self::Tiny];
-
     /// The recipe's name, which is also that of the image it makes.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
+            Self::Debian(_) => "debian",
         }
     }
 
-    /// The recipe of this name.
+    /// The recipe of this name, with what it does when the user says nothing.
     ///
     /// # Errors
     /// [`Error::UnknownRecipe`].
     pub fn from_name(name: &str) -> Result<Self> {
-        Self::ALL
+        [Self::Tiny, Self::Debian(Debian::default())]
             .into_iter()
             .find(|recipe| recipe.name() == name)
             .ok_or_else(|| Error::UnknownRecipe { name: name.to_owned() })
@@ -58,7 +59,7 @@ pub struct ImageInfo {
     pub kind: String,
     /// The kernel's release, as `uname -r` gives it.
     pub kernel_version: String,
-    /// The size of its kernel and initramfs in bytes.
+    /// The bytes that its files take on the host.
     pub size: u64,
     /// When the image was built, in seconds since 1970 (UTC).
     pub created: u64,
@@ -81,8 +82,26 @@ impl ImageInfo {
 pub struct Image {
     info: ImageInfo,
     manifest: Manifest,
-    kernel: PathBuf,
-    initrd: PathBuf,
+    files: ImageFiles,
+}
+
+/// What of an image is booted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageFiles {
+    /// A kernel with an initramfs.
+    Kernel {
+        /// The kernel, a bzImage.
+        kernel: PathBuf,
+        /// The initramfs.
+        initrd: PathBuf,
+    },
+    /// A disk that has all that is needed. It is the base of what VMs write, and is never written.
+    Disk {
+        /// The disk image.
+        path: PathBuf,
+        /// Its format.
+        format: DiskFormat,
+    },
 }
 
 impl Image {
@@ -91,17 +110,13 @@ impl Image {
         &self.info
     }
 
-    /// The kernel, a bzImage.
-    pub fn kernel(&self) -> &Path {
-        &self.kernel
+    /// What is booted.
+    pub fn files(&self) -> &ImageFiles {
+        &self.files
     }
 
-    /// The initramfs.
-    pub fn initrd(&self) -> &Path {
-        &self.initrd
-    }
-
-    /// The command line to boot with when the user gives none.
+    /// The command line to boot with when the user gives none; empty for what the boot configuration
+    /// on a disk says.
     pub fn cmdline(&self) -> &str {
         &self.manifest.cmdline
     }
@@ -116,23 +131,40 @@ impl Image {
     /// # Errors
     /// [`Error::Damaged`] naming the file.
     pub fn verify(&self) -> Result<()> {
-        self.manifest.kernel.verify(&self.info.path)?;
-        self.manifest.initrd.verify(&self.info.path)
+        let mut parts = self.manifest.content.parts().into_iter();
+        parts.try_for_each(|part| part.verify(&self.info.path))
     }
 
     fn open(folder: &Path) -> Result<Self> {
         let manifest = Manifest::read(folder)?;
-        let kernel = manifest.kernel.locate(folder)?;
-        let initrd = manifest.initrd.locate(folder)?;
+        let files = match &manifest.content {
+            Content::Kernel { kernel, initrd } => ImageFiles::Kernel {
+                kernel: kernel.locate(folder)?,
+                initrd: initrd.locate(folder)?,
+            },
+            Content::Disk { disk, disk_format } => {
+                ImageFiles::Disk { path: disk.locate(folder)?, format: *disk_format }
+            }
+        };
         let info = ImageInfo {
             name: manifest.name.clone(),
             kind: manifest.kind.clone(),
             kernel_version: manifest.kernel_version.clone(),
-            size: manifest.kernel.size.saturating_add(manifest.initrd.size),
+            size: size_of(&files)?,
             created: manifest.created,
             path: folder.to_owned(),
         };
-        Ok(Self { info, manifest, kernel, initrd })
+        Ok(Self { info, manifest, files })
+    }
+}
+
+impl ImageFiles {
+    /// Kernel and initramfs of an image that has no disk.
+    pub fn kernel_and_initrd(&self) -> Option<(&Path, &Path)> {
+        match self {
+            Self::Kernel { kernel, initrd } => Some((kernel, initrd)),
+            Self::Disk { .. } => None,
+        }
     }
 }
 
@@ -243,7 +275,7 @@ impl Store {
     /// [`Error::Program`], [`Error::Command`], [`Error::NoPackage`] and the
     /// like, when the packages cannot be had; [`Error::Io`]. The older image
     /// stays as it is then.
-    pub fn build(&self, recipe: Recipe, progress: &dyn Progress) -> Result<Image> {
+    pub fn build(&self, recipe: &Recipe, progress: &dyn Progress) -> Result<Image> {
         self.build_unless(recipe, progress, |lock| lock.waited)
     }
 
@@ -251,7 +283,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`find`](Self::find) and [`build`](Self::build).
-    pub fn find_or_build(&self, recipe: Recipe, progress: &dyn Progress) -> Result<Image> {
+    pub fn find_or_build(&self, recipe: &Recipe, progress: &dyn Progress) -> Result<Image> {
         match self.find(recipe.name()) {
             Err(Error::NotFound { .. }) => self.build_unless(recipe, progress, |_| true),
             found => found,
@@ -262,7 +294,7 @@ impl Store {
     /// `may_reuse` allows to take.
     fn build_unless(
         &self,
-        recipe: Recipe,
+        recipe: &Recipe,
         progress: &dyn Progress,
         may_reuse: impl FnOnce(&Lock) -> bool,
     ) -> Result<Image> {
@@ -278,6 +310,9 @@ impl Store {
         let staging = Staging::new(&self.root, &key, lock)?;
         match recipe {
             Recipe::Tiny => tiny::build(&self.root, staging.path(), name.clone(), progress)?,
+            Recipe::Debian(options) => {
+                debian::build(&self.root, staging.path(), name.clone(), options, progress)?;
+            }
         }
         let folder = self.folder(&name);
         staging.publish(&folder)?;
@@ -291,6 +326,17 @@ impl Store {
     fn not_found(&self, name: &str) -> Error {
         Error::NotFound { name: name.to_owned(), store: self.root.clone() }
     }
+}
+
+/// The bytes that files take on the host: a disk has holes.
+fn size_of(files: &ImageFiles) -> Result<u64> {
+    let metadata = |path: &Path| fs::metadata(path).map_err(Error::io("read", path));
+    Ok(match files {
+        ImageFiles::Kernel { kernel, initrd } => {
+            metadata(kernel)?.len().saturating_add(metadata(initrd)?.len())
+        }
+        ImageFiles::Disk { path, .. } => metadata(path)?.blocks().saturating_mul(512),
+    })
 }
 
 /// The key of an image's lock and of its unfinished folder.
@@ -332,6 +378,10 @@ mod tests {
     use crate::Silent;
     use crate::manifest::Part;
 
+    fn kernel_of(image: &Image) -> &Path {
+        image.files().kernel_and_initrd().expect("no disk").0
+    }
+
     /// A store with an image `name` of a few bytes.
     fn store_with(names: &[&str]) -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().expect("tempdir");
@@ -341,7 +391,11 @@ mod tests {
             fs::create_dir(&place).expect("folder");
             let kernel = Part::write(&place, "vmlinuz", b"kernel").expect("kernel");
             let initrd = Part::write(&place, "initrd.img", b"initrd").expect("initrd");
-            let mut manifest = Manifest::new(name.parse().expect("name"), "tiny", kernel, initrd);
+            let mut manifest = Manifest::new(
+                name.parse().expect("name"),
+                "tiny",
+                Content::Kernel { kernel, initrd },
+            );
             manifest.cmdline = "console=ttyS0".to_owned();
             manifest.created = 1_000_000_000;
             manifest.write(&place).expect("manifest");
@@ -395,8 +449,7 @@ mod tests {
         let image = store.find("tiny").expect("image");
         assert_eq!(image.cmdline(), "console=ttyS0");
         assert_eq!(image.info().size, 12);
-        assert_eq!(fs::read(image.kernel()).expect("kernel"), b"kernel");
-        assert_eq!(fs::read(image.initrd()).expect("initrd"), b"initrd");
+        assert_eq!(fs::read(kernel_of(&image)).expect("kernel"), b"kernel");
         image.verify().expect("checksums");
         store.remove("tiny").expect("remove");
         assert!(matches!(store.find("tiny"), Err(Error::NotFound { .. })));
@@ -434,7 +487,7 @@ mod tests {
     #[test]
     fn an_existing_image_is_not_built_again() {
         let (_folder, store) = store_with(&["tiny"]);
-        let image = store.find_or_build(Recipe::Tiny, &Silent).expect("image");
+        let image = store.find_or_build(&Recipe::Tiny, &Silent).expect("image");
         assert_eq!(image.info().created, 1_000_000_000);
     }
 
@@ -456,7 +509,7 @@ mod tests {
         }
         let (sender, waiting) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            let second = scope.spawn(|| store.build(Recipe::Tiny, &Waiting(sender)));
+            let second = scope.spawn(|| store.build(&Recipe::Tiny, &Waiting(sender)));
             waiting.recv().expect("the second waits");
             fs::rename(other.root.join("tiny"), store.root.join("tiny")).expect("finish");
             assert!(matches!(store.remove("tiny"), Err(Error::Busy { .. })));
@@ -464,6 +517,53 @@ mod tests {
             let image = second.join().expect("no panic").expect("image");
             assert_eq!(image.info().created, 1_000_000_000);
         });
+    }
+
+    #[test]
+    fn an_image_can_be_a_disk() {
+        let (_folder, store) = store_with(&["tiny"]);
+        let place = store.root.join("system");
+        fs::create_dir(&place).expect("folder");
+        let file = fs::File::create(place.join("disk.img")).expect("disk");
+        file.set_len(1 << 30).expect("size");
+        let disk = Part::of(&place, "disk.img").expect("disk");
+        let content = Content::Disk { disk, disk_format: DiskFormat::Raw };
+        let name = "system".parse().expect("name");
+        Manifest::new(name, "debian", content).write(&place).expect("manifest");
+        let image = store.find("system").expect("image");
+        image.verify().expect("checksum");
+        // Holes take no space.
+        assert!(image.info().size < 1 << 20, "{}", image.info().size);
+        let path = place.join("disk.img");
+        assert_eq!(image.files(), &ImageFiles::Disk { path, format: DiskFormat::Raw });
+    }
+
+    #[test]
+    fn what_a_vm_writes_outlives_the_image() {
+        let (folder, store) = store_with(&["tiny"]);
+        let build = |content: &str| {
+            let place = store.root.join("system");
+            let _ = fs::remove_dir_all(&place);
+            fs::create_dir(&place).expect("folder");
+            fs::write(place.join("disk.img"), content).expect("disk");
+            let disk = Part::of(&place, "disk.img").expect("disk");
+            let content = Content::Disk { disk, disk_format: DiskFormat::Raw };
+            let name = "system".parse().expect("name");
+            Manifest::new(name, "debian", content).write(&place).expect("manifest");
+            store.find("system").expect("image")
+        };
+        let root = folder.path().join("disks");
+        let kept = |image: &Image| {
+            crate::KeptDisk::of(&root, "vm", image).expect("folder").expect("it has a disk")
+        };
+        let first = kept(&build("one"));
+        assert!(!first.is_older);
+        let second = kept(&build("another"));
+        assert!(second.is_older);
+        assert_eq!(fs::read(&second.base).expect("base"), b"one");
+        assert_eq!(second.overlay, first.overlay);
+        let tiny = store.find("tiny").expect("image");
+        assert_eq!(crate::KeptDisk::of(&root, "vm", &tiny).expect("fine"), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::initramfs::{Builder, Compression};
 use crate::kernels::{self, Flavour};
-use crate::manifest::{Manifest, Part};
+use crate::manifest::{Content, Manifest, Part};
 use crate::modules::{ModuleSet, Selection, is_module};
 use crate::packages::{Package, Packages};
 use crate::{Error, ImageName, Progress, Result, archive, store};
@@ -97,7 +97,7 @@ pub(crate) fn build(
     let initramfs = parts.initramfs(progress)?;
     let kernel = Part::write(folder, KERNEL, &parts.kernel)?;
     let initrd = Part::write(folder, INITRD, &initramfs)?;
-    let mut manifest = Manifest::new(name, "tiny", kernel, initrd);
+    let mut manifest = Manifest::new(name, "tiny", Content::Kernel { kernel, initrd });
     manifest.kernel_version = parts.release;
     manifest.cmdline = CMDLINE.to_owned();
     manifest.created = store::now();

@@ -36,6 +36,7 @@ mod stolen;
 mod timers;
 
 pub use boot_files::{BootFiles, NamedFile};
+pub use bootdisk;
 pub use bus::{AccessCount, MmioMap, PortMap};
 pub use clock::{HostWallClock, VmClock};
 pub use engines::{EngineChoice, KvmOffer, Selected, direct_execution};

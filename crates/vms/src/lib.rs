@@ -30,7 +30,7 @@ pub use error::Error;
 pub use files::{fresh_name, sync_dir, write_atomically};
 pub use lock::Lock;
 pub use name::{NAME_RULE, check_name};
-pub use record::{DiskFile, StateRecord, VmRecord};
+pub use record::{DiskFile, ImageDisk, StateRecord, VmRecord};
 pub use store::Store;
 pub use vm_dir::{Operation, VmDir, member};
 

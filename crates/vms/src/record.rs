@@ -31,12 +31,25 @@ pub struct VmRecord {
     /// back to a snapshot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskFile>,
+    /// The VM has a disk before those of the options, which it is booted from: the content of an
+    /// image, copied when the VM was made, and in `disks` since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_disk: Option<ImageDisk>,
+}
+
+/// How a VM is booted from the disk that it got from an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDisk {
+    /// The kernel's command line that the image says; empty for the one on the disk.
+    pub cmdline: String,
+    /// The format of the disk, as `--disk` calls it.
+    pub format: String,
 }
 
 /// A file that stands for a disk of the options.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskFile {
-    /// Which `--disk`, from 0.
+    /// Which disk, from 0: the one of an image if there is one, then each `--disk`.
     pub index: usize,
     /// Name of the file in the VM's folder `disks`.
     pub file: String,
@@ -53,6 +66,7 @@ impl VmRecord {
             platform: platform.to_owned(),
             origin: None,
             disks: Vec::new(),
+            image_disk: None,
         }
     }
 }

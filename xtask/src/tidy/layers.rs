@@ -32,7 +32,7 @@ const LAYERS: [Layer; 11] = [
     // Never engines, and never another part.
     Layer {
         name: "parts",
-        crates: &["chipset", "boot", "virtio", "storage", "network"],
+        crates: &["chipset", "boot", "virtio", "storage", "network", "bootdisk"],
         may_use: &["definitions", "contracts", "buses"],
     },
     Layer {

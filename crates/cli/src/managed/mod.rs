@@ -22,7 +22,7 @@ use vms::{Store, VmRecord};
 use crate::args::{PlatformArg, RunArgs};
 use crate::disks::DiskArg;
 use crate::managed::args::{CreateArgs, ManagedCommand};
-use crate::{boot_files, report, status, vm_config};
+use crate::{boot_files, image_disk, report, status, vm_config};
 
 /// Does what `command` says; returns the exit status.
 ///
@@ -91,7 +91,11 @@ fn make(store: &Store, name: &str, args: &RunArgs) -> anyhow::Result<()> {
     }
     vm_config::check(args)?;
     // Finds out now what is missing, and builds an image that there is not yet.
-    boot_files::open(args)?;
+    let image_disk = image_disk::to_copy(args)?;
+    let machine = image_disk::resolve_managed(args, image_disk.as_ref().map(|(own, _)| own))?;
+    if !machine.boots_first_disk {
+        boot_files::open(&machine, &[])?;
+    }
     let options = env::args_os().skip(1).map(|arg| arg.into_string());
     let options = options.collect::<Result<Vec<_>, _>>();
     let Ok(options) = options else { bail!("the command line of a VM that is kept must be UTF-8") };
@@ -101,7 +105,15 @@ fn make(store: &Store, name: &str, args: &RunArgs) -> anyhow::Result<()> {
         PlatformArg::XenPvh => "xen-pvh",
         PlatformArg::XenPv => "xen-pv",
     };
-    store.create(name, &VmRecord::new(options, folder, platform), |_| Ok::<_, vms::Error>(()))?;
+    let mut record = VmRecord::new(options, folder, platform);
+    record.image_disk = image_disk.as_ref().map(|(own, _)| own.clone());
+    store.create(name, &record, |vm| -> anyhow::Result<()> {
+        if let Some((_, image)) = &image_disk {
+            let disks = vec![image_disk::copy(image, vm)?];
+            vm.write_record(&VmRecord { disks, ..record.clone() })?;
+        }
+        Ok(())
+    })?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use control::{ConsoleHub, DiskSource, Guest, Launch, Origin, Server};
 use signal_hook::consts::signal::{SIGCONT, SIGTERM};
@@ -22,7 +22,7 @@ use crate::args::{Cli, Command, RunArgs};
 use crate::disks::{DiskArg, WhenFull};
 use crate::nets::NetArg;
 use crate::vm_config::{self, Use};
-use crate::{report, signals, status};
+use crate::{image_disk, report, signals, status};
 
 /// How long a guest has after the power button when the process is told to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -102,14 +102,15 @@ pub fn machine_of(record: &VmRecord) -> anyhow::Result<RunArgs> {
         let what = what.lines().next().unwrap_or_default();
         anyhow!("the options of the VM are not understood: {what}; make it anew")
     })?;
-    match cli.command {
-        Command::Run(args) => Ok(*args),
+    let args = match cli.command {
+        Command::Run(args) => *args,
         Command::Managed(ManagedCommand::Create(args)) => {
             let CreateArgs { vm, run } = *args;
-            Ok(RunArgs { name: Some(vm), ..run })
+            RunArgs { name: Some(vm), ..run }
         }
-        _ => Err(anyhow!("the VM was made by something else than `create` or `run`; make it anew")),
-    }
+        _ => bail!("the VM was made by something else than `create` or `run`; make it anew"),
+    };
+    image_disk::resolve_managed(&args, record.image_disk.as_ref())
 }
 
 /// Puts the VM's own files in the place of those disks that it has such for; gives all disks.

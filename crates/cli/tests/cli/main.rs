@@ -2,6 +2,7 @@
 //! VMs and what can happen to them.
 
 mod bad_input;
+mod disk_images;
 mod faults;
 mod golden;
 mod guests;
