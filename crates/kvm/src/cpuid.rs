@@ -27,6 +27,9 @@ const FEATURES: [(u32, u32, [bool; 4]); 8] = [
 /// it never goes backwards (Linux, Documentation/virt/kvm/x86/cpuid.rst).
 const PARAVIRTUAL_FEATURES: u32 = 0x4000_0001;
 const CLOCK_FEATURES: u32 = 1 << 0 | 1 << 3 | 1 << 24;
+/// Spin locks that wake each other by a hypercall. The kernel answers hypercalls itself, and knows
+/// nobody to wake without a local APIC of its own.
+const PV_UNHALT: u32 = 1 << 7;
 
 /// Leaves whose answer depends on ECX, with the subleaves that are given.
 const SUBLEAVES: [(u32, u32); 4] = [(4, 4), (7, 1), (0xb, 2), (0xd, 3)];
@@ -70,6 +73,9 @@ pub(crate) fn restrict(profile: &CpuProfile, supported: &CpuId, capabilities: u6
     let mut extended = restricted.cpuid(0x8000_0001, 0);
     extended.eax = restricted.cpuid(1, 0).eax;
     restricted.set_leaf(0x8000_0001, 0, extended);
+    let mut answer = restricted.cpuid(PARAVIRTUAL_FEATURES, 0);
+    answer.eax &= !PV_UNHALT;
+    restricted.set_leaf(PARAVIRTUAL_FEATURES, 0, answer);
     restricted.restrict_arch_capabilities(capabilities);
     restricted
 }
@@ -149,10 +155,13 @@ mod tests {
 
     #[test]
     fn nothing_is_claimed_that_kvm_lacks() {
-        let profile = CpuProfile::new(Level::V3, Vendor::Intel, 1_000_000, &|_| true).unwrap();
+        let mut profile = CpuProfile::new(Level::V3, Vendor::Intel, 1_000_000, &|_| true).unwrap();
+        let features = Answer { eax: CLOCK_FEATURES | PV_UNHALT, ..Answer::default() };
+        profile.set_leaf(PARAVIRTUAL_FEATURES, 0, features);
         let signature = kvm_cpuid_entry2 { function: 1, eax: 0x806f8, ..Default::default() };
         let supported = CpuId::from_entries(&[signature]).unwrap();
         let restricted = restrict(&profile, &supported, 0);
+        assert_eq!(restricted.cpuid(PARAVIRTUAL_FEATURES, 0).eax, CLOCK_FEATURES);
         assert!(!restricted.has(f::AVX2) && !restricted.has(f::ARCH_CAPABILITIES));
         assert!(restricted.has(f::X2APIC) && restricted.has(f::APIC));
         assert_eq!(restricted.cpuid(1, 0).eax, 0x806f8);

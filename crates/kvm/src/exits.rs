@@ -1,5 +1,7 @@
 //! Into the kernel and out of it: interrupts before, exits after.
 
+use std::time::Duration;
+
 use device::{Answer, Width};
 use engine::{CpuBus, EngineError};
 use kvm_bindings as kvm;
@@ -11,6 +13,10 @@ use crate::vcpu::{Handover, KvmVcpu};
 
 /// Size of the xAPIC page.
 const PAGE: u64 = 4096;
+/// Longest sleep in HLT without a deadline; a kick or an interrupt ends it anyway.
+const LONG_SLEEP: Duration = Duration::from_secs(3600);
+/// A guest whose wake-ups the kernel swallows looks again after this time.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 impl KvmVcpu {
     /// Runs the guest until the next exit and serves it.
@@ -23,7 +29,8 @@ impl KvmVcpu {
         if self.handover.is_some() {
             return Ok(());
         }
-        self.serve_timer(bus)?;
+        let distance = self.serve_timer(bus)?;
+        self.alarm.set(distance);
         self.arrange_interrupt(bus)?;
         if self.waker.is_kicked() {
             return Ok(());
@@ -46,6 +53,7 @@ impl KvmVcpu {
         self.counters.runs += 1;
         // The kernel takes it over first, whatever else it does.
         self.handle.page().cr8 = u64::from(self.apic.cr8());
+        self.nmi_posted = false;
         match self.handle.fd.run().map(drop) {
             Ok(()) => {
                 (self.incomplete, self.window_known) = (false, true);
@@ -73,7 +81,8 @@ impl KvmVcpu {
     /// Takes what others have posted. INIT and start-up IPIs are for the interpreter.
     fn drain(&mut self) -> Result<(), EngineError> {
         let mailbox = std::sync::Arc::clone(&self.mailbox);
-        let (mut nmi, mut again) = (false, Vec::new());
+        let mut again = Vec::new();
+        let mut nmi = false;
         mailbox.drain(|event| match event {
             Event::Interrupt { vector, level } => self.apic.accept(vector, level),
             Event::Nmi => nmi = true,
@@ -82,6 +91,7 @@ impl KvmVcpu {
         });
         if nmi {
             self.handle.fd.nmi().map_err(KvmError::call("KVM_NMI"))?;
+            self.nmi_posted = true;
         }
         for event in again {
             self.handover = Some(Handover::ONE);
@@ -94,27 +104,63 @@ impl KvmVcpu {
         Ok(())
     }
 
-    /// Lets the APIC's timer fire when it is due, and sets the alarm for when it will be.
-    fn serve_timer(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
-        let distance = match self.apic.deadline() {
-            None => None,
-            Some(due) => {
-                let now = self.handle.tsc()?;
-                self.apic.tick(now);
-                if due <= now {
-                    bus.timer_fired(self.index);
-                }
-                self.apic.deadline().map(|at| self.scale.ticks_to_ns(at.saturating_sub(now)))
+    /// HLT was executed: sleeps until something ends it, or somebody wants the vCPU.
+    pub(crate) fn halt(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
+        let interruptible = self.handle.page().if_flag != 0;
+        loop {
+            if self.mailbox.has_work() {
+                self.drain()?;
             }
-        };
-        self.alarm.set(distance);
-        Ok(())
+            let distance = self.serve_timer(bus)?;
+            if self.handover.is_some() || self.waker.is_kicked() {
+                return Ok(());
+            }
+            let waits = self.apic.pending().is_some() || self.extint_waits();
+            if interruptible && waits || std::mem::take(&mut self.woken) || self.nmi_waits()? {
+                self.halted = false;
+                return Ok(());
+            }
+            // Rounded up: waking early would only mean sleeping again.
+            let sleep =
+                distance.map_or(LONG_SLEEP, |ns| Duration::from_nanos(ns.saturating_add(1)));
+            if !self.vm.may_lose_wakes() {
+                std::thread::park_timeout(sleep.min(LONG_SLEEP));
+                continue;
+            }
+            // HLT may end by itself; whoever waits for a lock looks again.
+            std::thread::park_timeout(sleep.min(LOOK_AGAIN));
+            self.halted = false;
+        }
+    }
+
+    fn extint_waits(&self) -> bool {
+        self.mailbox.extint() && self.apic.accepts_extint()
+    }
+
+    /// Whether an NMI that the kernel was handed ends HLT.
+    fn nmi_waits(&self) -> Result<bool, EngineError> {
+        if !self.nmi_posted {
+            return Ok(false);
+        }
+        let events = self.handle.fd.get_vcpu_events();
+        Ok(events.map_err(KvmError::call("KVM_GET_VCPU_EVENTS"))?.nmi.masked == 0)
+    }
+
+    /// Lets the APIC's timer fire when it is due; the nanoseconds until it will be.
+    fn serve_timer(&mut self, bus: &dyn CpuBus) -> Result<Option<u64>, EngineError> {
+        let Some(due) = self.apic.deadline() else { return Ok(None) };
+        let now = self.handle.tsc()?;
+        self.apic.tick(now);
+        if due <= now {
+            bus.timer_fired(self.index);
+        }
+        Ok(self.apic.deadline().map(|at| self.scale.ticks_to_ns(at.saturating_sub(now))))
     }
 
     /// Delivers an interrupt that the guest can take now; for one that it cannot, asks the kernel
     /// to come back when it can.
     fn arrange_interrupt(&mut self, bus: &dyn CpuBus) -> Result<(), EngineError> {
-        let external = self.mailbox.extint() && self.apic.accepts_extint();
+        let external = self.extint_waits();
         let waits = external || self.apic.pending().is_some();
         let known = self.window_known && !self.incomplete;
         let page = self.handle.page();
@@ -130,8 +176,7 @@ impl KvmVcpu {
             self.window_known = false;
             self.handle.interrupt(vector)?;
         }
-        let more =
-            self.mailbox.extint() && self.apic.accepts_extint() || self.apic.pending().is_some();
+        let more = self.extint_waits() || self.apic.pending().is_some();
         self.handle.page().request_interrupt_window = u8::from(more);
         Ok(())
     }
@@ -144,7 +189,7 @@ impl KvmVcpu {
             kvm::KVM_EXIT_X86_WRMSR => self.serve_msr(bus, true)?,
             kvm::KVM_EXIT_HLT => {
                 self.counters.halts += 1;
-                self.handover = Some(Handover::Halt);
+                self.halted = true;
             }
             kvm::KVM_EXIT_SHUTDOWN => self.handover = Some(Handover::Shutdown),
             kvm::KVM_EXIT_INTERNAL_ERROR => {

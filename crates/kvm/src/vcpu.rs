@@ -50,8 +50,6 @@ pub(crate) enum Handover {
         /// How many instructions the interpreter executes at most.
         limit: u64,
     },
-    /// HLT was executed.
-    Halt,
     /// A triple fault.
     Shutdown,
 }
@@ -88,8 +86,12 @@ pub struct KvmVcpu {
     rounds: u64,
     /// How much of the VM's lead its TSC has.
     lead: u64,
+    /// KVM has executed HLT, and nothing has ended it yet.
+    pub(crate) halted: bool,
     /// Somebody has asked for the end of the next HLT.
     pub(crate) woken: bool,
+    /// An NMI was handed to the kernel since it ran last.
+    pub(crate) nmi_posted: bool,
     pub(crate) index: u32,
     pub(crate) mailbox: Arc<Mailbox>,
     /// Executes, and has the state, while `place` says so; it owns the mailbox then.
@@ -197,7 +199,9 @@ impl KvmVcpu {
             handle,
             rounds: vm.rounds(),
             lead: vm.lead(),
+            halted: false,
             woken: false,
+            nmi_posted: false,
             vm,
             user,
             tables_stale: false,
@@ -243,6 +247,7 @@ impl KvmVcpu {
         self.kept = state;
         self.place = Place::Kernel;
         (self.incomplete, self.window_known, self.handover) = (false, false, None);
+        self.halted = false;
         Ok(true)
     }
 
@@ -309,10 +314,10 @@ impl KvmVcpu {
             return Ok(());
         }
         let mut state = self.read_state()?;
-        match self.handover {
-            Some(Handover::Halt) => state.run_state = RunState::Halted,
-            Some(Handover::Shutdown) => state.run_state = RunState::Shutdown,
-            _ => {}
+        if self.handover == Some(Handover::Shutdown) {
+            state.run_state = RunState::Shutdown;
+        } else if std::mem::take(&mut self.halted) {
+            state.run_state = RunState::Halted;
         }
         self.give_to_carrier(&state, bus)
     }
@@ -403,6 +408,9 @@ impl KvmVcpu {
                 self.carry(bus, limit)?
             } else if self.place == Place::Carrier && !self.load(bus)? {
                 self.carry(bus, 1)?
+            } else if self.halted {
+                self.halt(bus)?;
+                None
             } else {
                 self.enter(bus)?;
                 None
@@ -489,7 +497,7 @@ impl Vcpu for KvmVcpu {
         if self.place == Place::Kernel {
             self.resume_time(bus)?;
             self.unload(bus)?;
-            if matches!(self.handover, Some(Handover::Halt | Handover::Shutdown)) {
+            if self.handover == Some(Handover::Shutdown) {
                 self.handover = None;
             }
         }
@@ -499,7 +507,10 @@ impl Vcpu for KvmVcpu {
     fn restore(&mut self, state: &VcpuState, bus: &dyn CpuBus) -> Result<(), EngineError> {
         self.carrier.restore(state, bus)?;
         self.carrier.forget_code();
-        (self.lead, self.woken) = (self.vm.lead(), false);
+        (self.lead, self.woken, self.halted) = (self.vm.lead(), false, false);
+        if self.user.is_none() && self.index != 0 && state.run_state != RunState::WaitForSipi {
+            self.vm.met_started_guest();
+        }
         if let Some(user) = &mut self.user {
             user.restored(state);
         }

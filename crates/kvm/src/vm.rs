@@ -14,7 +14,7 @@
 //! Neighbours: [`crate::vcpu`] and [`crate::user_code`] use it; `engine::Rendezvous` is where the
 //! vCPUs meet.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use engine::{EngineError, Kick, Rendezvous, VcpuConfig, Withdrawn, WriteLog};
@@ -77,6 +77,7 @@ pub(crate) struct SharedVm {
     offset: Mutex<Option<u64>>,
     /// The kernel notes which pages are written.
     logged: Mutex<bool>,
+    started_elsewhere: AtomicBool,
 }
 
 impl SharedVm {
@@ -96,6 +97,7 @@ impl SharedVm {
             born: Mutex::default(),
             offset: Mutex::default(),
             logged: Mutex::default(),
+            started_elsewhere: AtomicBool::new(false),
         })
     }
 
@@ -161,6 +163,17 @@ impl SharedVm {
     /// The TSC of every vCPU goes on by `ticks` at once. For a vCPU that is alone.
     pub(crate) fn add_lead(&self, ticks: u64) {
         self.lead.fetch_add(ticks, Ordering::SeqCst);
+    }
+
+    /// A guest whose other processors were started on another engine goes on in KVM.
+    pub(crate) fn met_started_guest(&self) {
+        self.started_elsewhere.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a vCPU in HLT may wait for another one's KVM_HC_KICK_CPU, which the kernel answers
+    /// itself, for a local APIC of its own: guests that begin here are not offered it.
+    pub(crate) fn may_lose_wakes(&self) -> bool {
+        self.started_elsewhere.load(Ordering::Relaxed)
     }
 
     /// The guest begins: the first of its vCPUs says what their TSCs start with.
@@ -237,7 +250,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
     use std::thread;
 
     use engine::{CpuProfile, Level, Vendor};
