@@ -16,6 +16,8 @@ pub fn all() -> &'static [(&'static str, &'static str)] {
 pub enum Oracle {
     /// QEMU 7.2 with `-accel tcg -cpu max`.
     QemuTcg,
+    /// A KVM that emulates guest kernels.
+    EmulatedKvm,
     /// No deviation is accepted.
     Exact,
 }
@@ -23,10 +25,11 @@ pub enum Oracle {
 /// The checks of `program` that `oracle` is known to fail, by name.
 ///
 /// The reason, with the section of the manual, is beside each name in
-/// `guests/deviations-qemu.txt`.
+/// `guests/deviations-qemu.txt` or `guests/deviations-kvm.txt`.
 pub fn known_deviations(oracle: Oracle, program: &str) -> Vec<&'static str> {
     let list = match oracle {
         Oracle::QemuTcg => include_str!("../../guests/deviations-qemu.txt"),
+        Oracle::EmulatedKvm => include_str!("../../guests/deviations-kvm.txt"),
         Oracle::Exact => "",
     };
     list.lines()
@@ -118,7 +121,8 @@ mod tests {
 
     #[test]
     fn every_listed_deviation_names_a_program() {
-        for line in include_str!("../../guests/deviations-qemu.txt").lines() {
+        let qemu = include_str!("../../guests/deviations-qemu.txt").lines();
+        for line in qemu.chain(include_str!("../../guests/deviations-kvm.txt").lines()) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
