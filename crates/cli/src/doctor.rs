@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 
-use lifecycle::{CpuLevel, EngineChoice, KvmOffer, direct_execution, host};
+use lifecycle::{CpuLevel, EngineChoice, KvmOffer, direct_execution, host, kvm_features};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
@@ -27,6 +27,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         cpu(),
         memory(),
         kvm(),
+        check("kvm features", kvm_features()),
         translator(),
         check("direct execution", direct_execution()),
         user_namespaces(),

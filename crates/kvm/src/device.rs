@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 
 use engine::{CpuProfile, Vendor};
 use kvm_bindings::{
-    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES,
+    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IOEVENTFD, KVM_CAP_IRQFD, KVM_CAP_SIGNAL_MSI,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_TSC_CONTROL, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES,
     KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
     KVM_MSR_EXIT_REASON_UNKNOWN, Msrs, kvm_enable_cap, kvm_msr_entry, kvm_userspace_memory_region,
 };
@@ -28,6 +29,29 @@ const TSS: usize = 0xfeff_d000;
 /// Below them, the place of a [`SparePage`].
 const SPARE: u64 = 0xfeff_b000;
 
+/// What the engine cannot do without.
+const NEEDED: [(Cap, &str); 9] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+    (Cap::Xcrs, "KVM_CAP_XCRS"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
+    (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER"),
+];
+
+/// What makes a difference: in words, and whether the engine uses it where it is there.
+const OPTIONAL: [(u32, &str, bool); 6] = [
+    (KVM_CAP_TSC_CONTROL, "TSC scaling", true),
+    (KVM_CAP_EXIT_ON_EMULATION_FAILURE, "exits at emulation failures", true),
+    (KVM_CAP_SPLIT_IRQCHIP, "the local APIC in the kernel", false),
+    (KVM_CAP_SIGNAL_MSI, "interrupt messages to it", false),
+    (KVM_CAP_IRQFD, "irqfd", false),
+    (KVM_CAP_IOEVENTFD, "ioeventfd", false),
+];
+
 /// /dev/kvm, found usable.
 pub(crate) struct Opened {
     pub(crate) device: Device,
@@ -43,18 +67,7 @@ pub(crate) struct Opened {
 pub(crate) fn open(path: &CStr) -> Result<Opened, KvmError> {
     let device = Device::new_with_path(path).map_err(cannot_open)?;
     check_version(device.get_api_version())?;
-    let needed = [
-        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-        (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-        (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
-        (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
-        (Cap::Xsave, "KVM_CAP_XSAVE"),
-        (Cap::Xcrs, "KVM_CAP_XCRS"),
-        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-        (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
-        (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER"),
-    ];
-    if let Some((_, name)) = needed.iter().find(|(cap, _)| !device.check_extension(*cap)) {
+    if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !device.check_extension(*cap)) {
         return Err(KvmError::Lacks(name));
     }
     let supported = device
@@ -155,6 +168,13 @@ impl Opened {
         });
         vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
             .map_err(KvmError::call("KVM_X86_SET_MSR_FILTER"))
+    }
+
+    /// What the kernel offers of what makes a difference: in words, whether it is there, and whether
+    /// the engine uses it then.
+    pub(crate) fn offers(&self) -> impl Iterator<Item = (&'static str, bool, bool)> + '_ {
+        let there = |cap: u32| self.device.check_extension_raw(cap.into()) > 0;
+        OPTIONAL.iter().map(move |(cap, name, used)| (*name, there(*cap), *used))
     }
 
     /// The part of IA32_ARCH_CAPABILITIES that KVM offers guests; 0 when it has none.
@@ -259,6 +279,17 @@ mod tests {
         ] {
             assert!(text(errno).contains(part), "{errno}: {}", text(errno));
             assert!(text(errno).contains("--engine auto"), "{errno}: {}", text(errno));
+        }
+    }
+
+    #[test]
+    fn tsc_scaling_is_told_as_it_is_used() {
+        match open(c"/dev/kvm") {
+            Ok(kvm) => {
+                let (_, there, used) = kvm.offers().next().unwrap();
+                assert!(used && there == kvm.fixed_tsc_khz.is_none());
+            }
+            Err(error) => eprintln!("skipped: {error}"),
         }
     }
 

@@ -3,7 +3,7 @@
 //! The guest's state is either in the kernel or in an interpreter that each vCPU has beside it
 //! ([`KvmVcpu`]). What KVM executes is its [`Share`]:
 //! - everything, where it runs guest kernels on the CPU: the interpreter then executes what KVM
-//!   fails to emulate, accesses to MSRs that KVM is not asked to keep, HLT, and everything under an
+//!   fails to emulate, accesses to MSRs that KVM is not asked to keep, and everything under an
 //!   instruction budget;
 //! - 64-bit user code, where it emulates guest kernels: the interpreter executes the rest.
 //!
@@ -16,9 +16,11 @@
 //! - [`vcpu`], [`exits`]: the loop; [`user_code`]: that of emulated hosts; [`registers`]: to and
 //!   from `engine::VcpuState`.
 //!
-//! Limits: no TSC scaling where the host has none; what the guest writes is known only
-//! afterwards (`engine::WriteLog`); the xAPIC page cannot be moved
-//! over RAM; where KVM executes the guest's kernel, RAM below 1 MiB is not write-protected. IA32_SPEC_CTRL is not passed through: guests see no more features than their profile.
+//! Limits: no TSC scaling where the host has none; what the guest writes is known only afterwards
+//! (`engine::WriteLog`); no local APIC in the kernel, irqfd or ioeventfd (ARCHITECTURE.md says why);
+//! the xAPIC page cannot be moved over RAM; where KVM executes the guest's kernel, RAM below 1 MiB
+//! is not write-protected. IA32_SPEC_CTRL is not passed through: guests see no more features than
+//! their profile.
 //! On emulated hosts user code sees of the host: its XCR0 in XGETBV and XSAVE, and the number of the
 //! CPU in RDTSCP, RDPID and LSL of Linux's selector for it.
 //!
@@ -99,6 +101,23 @@ impl Kvm {
     /// [`KvmError::Call`].
     pub fn speed(&self) -> Result<Speed, KvmError> {
         self.opened.speed()
+    }
+
+    /// What of KVM's features is there, used or not, and what is missing: one clause for `doctor`.
+    pub fn features(&self) -> String {
+        let list = |there: bool, used: bool| -> Vec<&str> {
+            let fits = self.opened.offers().filter(|offer| (offer.1, offer.2) == (there, used));
+            fits.map(|offer| offer.0).collect()
+        };
+        let always = ["the dirty log", "MSRs in user space"];
+        let groups = [
+            ("used", always.into_iter().chain(list(true, true)).collect()),
+            ("missing", list(false, true)),
+            ("there, but not used", list(true, false)),
+        ];
+        let clauses = groups.iter().filter(|(_, names)| !names.is_empty());
+        let clauses = clauses.map(|(what, names)| format!("{what}: {}", names.join(", ")));
+        clauses.collect::<Vec<_>>().join("; ")
     }
 
     fn share(&self) -> Result<Share, KvmError> {

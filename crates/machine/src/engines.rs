@@ -100,6 +100,14 @@ impl fmt::Display for KvmOffer {
     }
 }
 
+/// What of KVM's features this host has, and what is used: a clause for `doctor`.
+///
+/// # Errors
+/// Why KVM cannot be used.
+pub fn kvm_features() -> Result<String, String> {
+    Kvm::open().map(|kvm| kvm.features()).map_err(|e| e.to_string())
+}
+
 /// What of direct execution, by which the translator runs user code at the CPU's own speed, this
 /// host allows: a clause for `doctor`.
 ///
@@ -187,6 +195,14 @@ mod tests {
                 let text = error.to_string();
                 assert!(text.contains("/dev/kvm") && text.contains("--engine auto"), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn what_kvm_has_is_told_by_what_is_done_with_it() {
+        match kvm_features() {
+            Ok(text) => assert!(text.starts_with("used: the dirty log"), "{text}"),
+            Err(text) => assert!(text.contains("--engine auto"), "{text}"),
         }
     }
 

@@ -39,7 +39,7 @@ pub use boot_files::{BootFiles, NamedFile};
 pub use bootdisk;
 pub use bus::{AccessCount, MmioMap, PortMap};
 pub use clock::{HostWallClock, VmClock};
-pub use engines::{EngineChoice, KvmOffer, Selected, direct_execution};
+pub use engines::{EngineChoice, KvmOffer, Selected, direct_execution, kvm_features};
 pub use error::MachineError;
 pub use machine::{HostSide, Machine, MachineStats, NetStats, RequestCount, TimerCount};
 pub use network;
