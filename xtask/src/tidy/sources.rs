@@ -23,7 +23,13 @@ const LONG_FILES: [(&str, &str); 0] = [];
 const MAX_LINES: usize = 800;
 
 /// Tests that `cargo test` leaves out: file, test, and the command that runs them.
-const IGNORED_TESTS: [(&str, &str, &str); 8] = [
+const IGNORED_TESTS: [(&str, &str, &str); 10] = [
+    ("crates/cli/tests/cli/disk_images.rs", "debian_from_nothing", "cargo xtask test --long"),
+    (
+        "crates/cli/tests/cli/durability.rs",
+        "flushed_records_survive_100_kills",
+        "cargo xtask test --long",
+    ),
     (
         "crates/cli/tests/cli/faults.rs",
         "killing_a_vm_at_200_moments_leaves_its_snapshots_whole",

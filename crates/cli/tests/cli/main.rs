@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod disk_images;
+mod durability;
 mod faults;
 mod golden;
 mod guests;
