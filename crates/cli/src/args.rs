@@ -212,6 +212,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR")]
     pub gdb: Option<debug::Address>,
 
+    /// Leave the VM's process all the rights of its user: for debugging it
+    #[arg(long)]
+    pub no_isolation: bool,
+
     /// File for statistics, written as JSON when the VM has ended
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,

@@ -30,6 +30,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         check("kvm features", kvm_features()),
         translator(),
         check("direct execution", direct_execution()),
+        check("isolation", isolation::offer()),
         user_namespaces(),
         tap(),
         ksm(),

@@ -17,6 +17,7 @@ mod disks;
 mod doctor;
 mod image;
 mod image_disk;
+mod isolate;
 mod managed;
 mod nets;
 mod progress;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, anyhow};
+use isolation::{Files, Network};
 use lifecycle::network::{
     Capture, CaptureFile, Filter, Forward, Rules, SwitchConfig, SwitchNet, UserConfig, UserNet,
 };
@@ -151,12 +152,11 @@ impl NetArg {
 pub fn open(
     nets: &[NetArg],
     name: Option<&str>,
-    capture: Option<&Path>,
+    capture: Option<Arc<CaptureFile>>,
 ) -> anyhow::Result<Vec<NetPort>> {
     raise_file_limit();
-    let default = [NetArg::parse("user").expect("the default")];
+    let default = default_nets();
     let nets = if nets.is_empty() { &default } else { nets };
-    let capture = capture.map(open_capture).transpose()?;
     let mut ports = Vec::new();
     for (index, net) in nets.iter().enumerate() {
         let mac = net.mac.unwrap_or_else(|| address(name, index));
@@ -170,7 +170,46 @@ pub fn open(
     Ok(ports)
 }
 
-fn open_capture(path: &Path) -> anyhow::Result<Arc<CaptureFile>> {
+/// What a VM without any `--net` has.
+fn default_nets() -> [NetArg; 1] {
+    [NetArg::parse("user").expect("the default")]
+}
+
+/// What networks open by name while the VM runs, and whether they make sockets.
+pub fn needs(nets: &[NetArg]) -> (Files, Network) {
+    let default = default_nets();
+    let nets = if nets.is_empty() { &default } else { nets };
+    let mut files = Files::default();
+    let mut network = Network::Closed;
+    for net in nets {
+        let reaches_out = match &net.kind {
+            Kind::User => !net.isolated || !net.forwards.is_empty(),
+            Kind::Switch(_) => {
+                files.folders.push(runtime_folder().join("switches"));
+                files.folders.extend(state_folder().map(|folder| folder.join("switches")));
+                true
+            }
+            Kind::None | Kind::Tap(_) => false,
+        };
+        if reaches_out {
+            network = Network::Open;
+            files.read.push("/etc/resolv.conf".into());
+        }
+        // The file may be replaced, so it is not enough to have the one that is there now.
+        files.read.extend(net.filter.as_deref().map(|rules| folder_of(rules).to_owned()));
+    }
+    (files, network)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Opens the file for all frames of the network cards.
+///
+/// # Errors
+/// One line that names the file.
+pub fn open_capture(path: &Path) -> anyhow::Result<Arc<CaptureFile>> {
     let file = File::create(path).and_then(CaptureFile::new);
     let file = file.with_context(|| format!("cannot write the capture {}", path.display()))?;
     Ok(Arc::new(file))
@@ -202,7 +241,7 @@ fn read_rules(path: &Path) -> anyhow::Result<Rules> {
 /// told of, and not taken.
 fn watch_rules(path: &Path, filter: &Arc<Filter>) -> anyhow::Result<()> {
     let path = path.to_owned();
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(&path);
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
     let changes = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
     inotify::add_watch(&watch, folder, changes)?;

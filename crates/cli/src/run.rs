@@ -81,7 +81,8 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     let debugger = args.gdb.as_ref().map(debug::Server::bind).transpose()?;
     let (events, queue) = channel();
     let output = start_output(&events)?;
-    let config = vm_config::config(args, Arc::clone(&output) as _, Use::Boot, &when_full(&events))?;
+    let files = vm_config::open_files(args, Use::Boot)?;
+    let config = vm_config::config(args, files, Arc::clone(&output) as _, &when_full(&events))?;
     let vm = Arc::new(Vm::create(config)?);
     watch_signals(&events)?;
     watch_end(&vm, &events)?;

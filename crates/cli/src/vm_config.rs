@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use lifecycle::network::CaptureFile;
 use lifecycle::{
-    ConsoleOutput, CpuLevel, EngineChoice, MachineSpec, Policy, Selected, TripleFaultPolicy,
+    ConsoleOutput, CpuLevel, Disk, EngineChoice, MachineSpec, Policy, Selected, TripleFaultPolicy,
     VmConfig,
 };
 
 use crate::args::{EngineArg, RunArgs, TripleFaultArg};
-use crate::{boot_files, disks, nets, report};
+use crate::boot_files::{self, Boot};
+use crate::{disks, nets, report};
 
 /// What the VM is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,30 +33,59 @@ pub fn check(args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens everything that the VM needs; its console goes to `console`, and `when_full` is called when
-/// the host has no space for a disk.
+/// What is opened before the process gives up to open files, and is needed by name no more.
+pub struct OpenFiles {
+    purpose: Use,
+    /// None where it is on a disk.
+    boot: Option<Boot>,
+    capture: Option<Arc<CaptureFile>>,
+}
+
+/// Opens what the VM boots, unless that is on a disk, and the file for its frames.
+///
+/// # Errors
+/// One line that names the option or the file.
+pub fn open_files(args: &RunArgs, purpose: Use) -> anyhow::Result<OpenFiles> {
+    // Before files are opened or images built: this needs nothing.
+    spec_of(args).check()?;
+    let boot = if args.boots_first_disk { None } else { open_boot(args, &[], purpose)? };
+    let capture = args.capture.as_deref().map(nets::open_capture).transpose()?;
+    Ok(OpenFiles { purpose, boot, capture })
+}
+
+fn open_boot(
+    args: &RunArgs,
+    disks: &[Arc<dyn Disk>],
+    purpose: Use,
+) -> anyhow::Result<Option<Boot>> {
+    match (boot_files::open(args, disks), purpose) {
+        (Ok(boot), _) => Ok(Some(boot)),
+        (Err(error), Use::Boot) => Err(error),
+        (Err(error), Use::Restore) => {
+            report::note(&format!("the guest cannot be reset: {error:#}"));
+            Ok(None)
+        }
+    }
+}
+
+/// Opens the disks and networks, and picks the engine; the VM's console goes to `console`, and
+/// `when_full` is called when the host has no space for a disk.
 ///
 /// # Errors
 /// One line that names the option or the file.
 pub fn config(
     args: &RunArgs,
+    files: OpenFiles,
     console: Arc<dyn ConsoleOutput>,
-    purpose: Use,
     when_full: &disks::WhenFull,
 ) -> anyhow::Result<VmConfig> {
     let spec = spec_of(args);
-    // Before files are opened or images built: this needs nothing.
-    spec.check()?;
     let engine = select(args)?.engine;
     let disks = disks::open(&args.disks, args.ephemeral, when_full)?;
-    let nets = nets::open(&args.nets, args.name.as_deref(), args.capture.as_deref())?;
-    let boot = match (boot_files::open(args, &disks), purpose) {
-        (Ok(boot), _) => Some(boot),
-        (Err(error), Use::Boot) => return Err(error),
-        (Err(error), Use::Restore) => {
-            report::note(&format!("the guest cannot be reset: {error:#}"));
-            None
-        }
+    let nets = nets::open(&args.nets, args.name.as_deref(), files.capture)?;
+    let boot = match args.boots_first_disk {
+        true => open_boot(args, &disks, files.purpose)?,
+        false => files.boot,
     };
     let (boot, cmdline) = boot.map(|boot| (boot.files, boot.cmdline)).unzip();
     Ok(VmConfig {

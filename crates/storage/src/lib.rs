@@ -19,6 +19,7 @@
 //!   file, is open nowhere for writing. The locks are `flock`s, which end with the process.
 //! - A backing file is never written.
 
+mod backing;
 mod check;
 mod configured;
 mod create;
@@ -30,6 +31,7 @@ mod qcow2;
 mod raw;
 mod uring;
 
+pub use backing::backing_files;
 pub use check::check_qcow2;
 pub use create::create_qcow2;
 pub use error::StorageError;

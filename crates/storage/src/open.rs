@@ -19,7 +19,7 @@ use crate::qcow2::OpenImage;
 use crate::{Pool, Qcow2Disk, RawDisk, StorageError, create_qcow2};
 
 /// The most backing files of an image.
-const MAX_CHAIN: usize = 32;
+pub(crate) const MAX_CHAIN: usize = 32;
 
 /// How the bytes of an image are arranged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,7 +332,7 @@ impl<'a> Chain<'a> {
 }
 
 /// The path that the image in `path` calls `name`.
-fn beside(path: &Path, name: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, name: &str) -> PathBuf {
     path.parent().unwrap_or(Path::new("")).join(name)
 }
 

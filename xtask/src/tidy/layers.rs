@@ -12,7 +12,7 @@ struct Layer {
     may_use: &'static [&'static str],
 }
 
-const LAYERS: [Layer; 11] = [
+const LAYERS: [Layer; 12] = [
     Layer { name: "definitions", crates: &["x86"], may_use: &[] },
     Layer {
         name: "contracts",
@@ -42,12 +42,14 @@ const LAYERS: [Layer; 11] = [
     },
     // What programs say to each other.
     Layer { name: "interfaces", crates: &["api"], may_use: &[] },
+    // What the host's kernel confines a process to. Knows no VM.
+    Layer { name: "confinement", crates: &["isolation"], may_use: &[] },
     // What is kept on disk. Knows no VM.
     Layer { name: "stores", crates: &["images", "vms"], may_use: &["interfaces"] },
     Layer {
         name: "surfaces",
         crates: &["control", "ringfence"],
-        may_use: &["composition", "interfaces", "stores", "surfaces"],
+        may_use: &["composition", "interfaces", "confinement", "stores", "surfaces"],
     },
     // Nothing that is shipped uses these.
     Layer {
@@ -62,6 +64,7 @@ const LAYERS: [Layer; 11] = [
             "parts",
             "composition",
             "interfaces",
+            "confinement",
             "stores",
             "surfaces",
             "checks",

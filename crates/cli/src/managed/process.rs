@@ -1,8 +1,8 @@
 //! The process of a managed VM: `vm-process`, which [`super::spawn`] starts.
 //!
-//! It takes the VM's run lock, opens what the VM needs, makes it, serves the control API, and says
-//! on standard output `ok` or, in one line, what is wrong. Then it waits for the VM's end. This is
-//! where it is to be sealed off once everything is open: after [`Guest::launch`].
+//! It takes the VM's run lock, opens what the VM needs, makes it, serves the control API, gives up
+//! what it does not need any more ([`isolate`]), and says on standard output `ok` or, in one line,
+//! what is wrong. Then it waits for the VM's end.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use crate::args::{Cli, Command, RunArgs};
 use crate::disks::{DiskArg, WhenFull};
 use crate::nets::NetArg;
 use crate::vm_config::{self, Use};
-use crate::{image_disk, report, signals, status};
+use crate::{image_disk, isolate, report, signals, status};
 
 /// How long a guest has after the power button when the process is told to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -78,18 +78,22 @@ fn start(args: &ProcessArgs) -> anyhow::Result<Running> {
     }
     let disks = use_own_disks(&mut machine, &record, &dir)?;
     let origin = origin(args)?;
+    let purpose = if origin == Origin::Boot { Use::Boot } else { Use::Restore };
+    let files = vm_config::open_files(&machine, purpose)?;
+    let isolation = isolate::begin(&machine, vec![dir.path("")])?;
+    // From here on there are threads.
     let console = ConsoleHub::start(&dir).context("cannot open the console's log")?;
     // Bound before anything else takes time, so that whoever is told `ok` can connect.
     let server = Server::bind(&dir)?;
-    let purpose = if origin == Origin::Boot { Use::Boot } else { Use::Restore };
     let (full, full_disks) = channel();
     let when_full: WhenFull = Arc::new(move |name: &str| drop(full.send(name.to_owned())));
-    let mut config = vm_config::config(&machine, Arc::clone(&console) as _, purpose, &when_full)?;
+    let mut config = vm_config::config(&machine, files, Arc::clone(&console) as _, &when_full)?;
     config.policy.catch_up = true;
     let guest = Guest::launch(Launch { dir, config, console, disks, origin })?;
     let server = server.serve(Arc::clone(&guest))?;
     watch_signals(&guest)?;
     watch_disks(&guest, full_disks)?;
+    isolation.complete()?;
     guest.begin()?;
     Ok(Running { guest, server, _lock: lock })
 }

@@ -239,6 +239,31 @@ fn a_running_vm_changes_its_engine() {
 }
 
 #[test]
+fn the_process_of_a_vm_is_isolated_unless_the_user_says_otherwise() {
+    let home = Home::new(&guests::count_keys());
+    home.start("a");
+    home.ok(&["create", "b", "--kernel", "kernel", "--memory", "32M", "--no-isolation"]);
+    home.ok(&["start", "b"]);
+    let isolated = |name: &str| {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", home.pid(name))).unwrap();
+        let status = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")));
+        let has = |status: std::io::Result<String>| {
+            let status = status.unwrap();
+            // 2: a filter (proc(5)).
+            status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n")
+        };
+        status.map(has).collect::<Vec<_>>()
+    };
+    let (a, b) = (isolated("a"), isolated("b"));
+    assert!(a.len() > 5 && a.iter().all(|isolated| *isolated), "{a:?}");
+    assert!(!b.iter().any(|isolated| *isolated), "{b:?}");
+    for vm in ["a", "b"] {
+        let denied = home.ok(&["logs", "--messages", vm]);
+        assert_eq!(denied.contains("not isolated"), vm == "b", "{denied}");
+    }
+}
+
+#[test]
 fn one_console_writes_and_all_see() {
     let home = Home::new(&guests::count_keys());
     home.start("a");
