@@ -4,8 +4,11 @@
 //! process has one thread, system calls when everything is set up and before the guest's first
 //! instruction. See the crate `isolation`.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use isolation::{Done, Files, Network};
 use lifecycle::storage;
 
@@ -32,6 +35,11 @@ pub fn begin(args: &RunArgs, folders: Vec<PathBuf>) -> anyhow::Result<Isolation>
     if isolation.off {
         report::note("the VM's process is not isolated, as --no-isolation says");
         return Ok(isolation);
+    }
+    for folder in &files.folders {
+        // One that is made later could not be.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
     }
     files.folders.extend(folders);
     // With a kernel from a disk, it is read when that is open.

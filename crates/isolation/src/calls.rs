@@ -238,8 +238,7 @@ pub fn restrict_calls(network: Network) -> Result<Done, IsolationError> {
         SeccompAction::Errno(libc::ENOSYS as u32),
     );
     let allowed = allowed(network).map_err(|e| failed(e.into()))?;
-    let allowed =
-        program(allowed, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow);
+    let allowed = program(allowed, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow);
     for program in [unknown, allowed] {
         let program = program.map_err(|e| failed(e.into()))?;
         seccompiler::apply_filter_all_threads(&program).map_err(failed)?;

@@ -59,9 +59,7 @@ pub enum IsolationError {
 }
 
 impl IsolationError {
-    pub(crate) fn refused(
-        what: &'static str,
-    ) -> impl FnOnce(Box<dyn std::error::Error>) -> Self {
+    pub(crate) fn refused(what: &'static str) -> impl FnOnce(Box<dyn std::error::Error>) -> Self {
         move |cause| Self::Refused { what, cause: cause.to_string() }
     }
 }
@@ -75,8 +73,7 @@ pub fn give_up_privileges() -> Result<(), IsolationError> {
     rustix::thread::set_no_new_privs(true)
         .map_err(|e| IsolationError::refused("no new privileges")(e.into()))?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, none)
-        .map_err(|e| IsolationError::refused("no core dumps")(e.into()))
+    setrlimit(Resource::Core, none).map_err(|e| IsolationError::refused("no core dumps")(e.into()))
 }
 
 /// What this host offers for isolation, in words.

@@ -139,12 +139,8 @@ impl Uring {
 fn restricted_ring() -> io::Result<IoUring> {
     // Fails before Linux 5.10. Later ones never lose completions.
     let ring: IoUring = IoUring::builder().setup_r_disabled().build(ENTRIES)?;
-    let operations = [
-        opcode::Read::CODE,
-        opcode::Write::CODE,
-        opcode::Fsync::CODE,
-        opcode::Fallocate::CODE,
-    ];
+    let operations =
+        [opcode::Read::CODE, opcode::Write::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
     ring.submitter().register_restrictions(&mut operations.map(Restriction::sqe_op))?;
     ring.submitter().register_enable_rings()?;
     Ok(ring)
