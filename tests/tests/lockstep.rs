@@ -79,23 +79,31 @@ const USUAL: usize = 64 << 20;
 /// A Linux on the interpreter and on `subject`, step by step; nothing where there is no kernel.
 #[track_caller]
 fn linux(subject: &dyn Engine, plan: &Plan) -> Option<Summary> {
-    compared(subject, plan, |lockstep| lockstep.run(plan))
+    compared(Flavour::Cloud, subject, plan, |lockstep| lockstep.run(plan))
+}
+
+/// The same with a kernel and programs of 32-bit code.
+#[track_caller]
+fn linux_32bit(subject: &dyn Engine, plan: &Plan) -> Option<Summary> {
+    compared(Flavour::Pae686, subject, plan, |lockstep| lockstep.run(plan))
 }
 
 /// The same with a subject that runs freely.
 #[track_caller]
 fn linux_freely(subject: &dyn Engine, plan: &Plan) -> Option<Summary> {
-    compared(subject, plan, |lockstep| lockstep.run_freely(plan))
+    compared(Flavour::Cloud, subject, plan, |lockstep| lockstep.run_freely(plan))
 }
 
 #[track_caller]
 fn compared(
+    flavour: Flavour,
     subject: &dyn Engine,
     plan: &Plan,
     run: impl FnOnce(&Lockstep<'_>) -> Result<Summary, Box<Divergence>>,
 ) -> Option<Summary> {
-    boot_files(Flavour::Cloud, Form::Pvh, SCRIPT)?;
-    let boot = || boot_files(Flavour::Cloud, Form::Pvh, SCRIPT).expect("they were there before");
+    let form = if flavour.is_32bit() { Form::BzImage } else { Form::Pvh };
+    boot_files(flavour, form, SCRIPT)?;
+    let boot = || boot_files(flavour, form, SCRIPT).expect("they were there before");
     let mut spec = MachineSpec::new(MEMORY << 20);
     "console=ttyS0".clone_into(&mut spec.cmdline);
     let lockstep = Lockstep { spec, boot: &boot, reference: &Interpreter::new(), subject };
@@ -154,6 +162,23 @@ fn running_freely_in_a_small_cache_changes_nothing() {
     linux_freely(&translator(SMALL), &Plan { disturb: true, ..from_the_middle(6) });
 }
 
+#[test]
+fn a_32_bit_boot_is_the_same() {
+    linux_32bit(&translator(USUAL), &plan());
+}
+
+#[test]
+fn a_32_bit_kernel_with_stale_code_is_the_same() {
+    let plan = Plan { disturb: true, ..from_the_middle(8) };
+    linux_32bit(&translator(SMALL), &plan);
+}
+
+#[test]
+fn a_32_bit_kernel_running_freely_is_the_same() {
+    let plan = from_the_middle(9);
+    compared(Flavour::Pae686, &translator(USUAL), &plan, |lockstep| lockstep.run_freely(&plan));
+}
+
 /// All of the above in turn, from other points, for `LOCKSTEP_MINUTES` (30).
 #[test]
 #[ignore = "takes half an hour, or as long as LOCKSTEP_MINUTES says"]
@@ -164,7 +189,7 @@ fn nothing_changes_for_a_long_time() {
         let plan = from_the_middle(turn);
         // From another point, other steps.
         let plan = Plan { seed: plan.seed.wrapping_add(turn), ..plan };
-        let done = match turn % 7 {
+        let done = match turn % 9 {
             0 => linux(&translator(USUAL), &plan),
             1 => linux(&translator(TINY), &plan),
             2 => linux(&translator(USUAL), &Plan { disturb: true, ..plan }),
@@ -178,6 +203,8 @@ fn nothing_changes_for_a_long_time() {
                 &plan,
             ),
             5 => linux_freely(&translator(USUAL), &plan),
+            6 => linux_32bit(&translator(USUAL), &plan),
+            7 => linux_32bit(&translator(SMALL), &Plan { disturb: true, ..plan }),
             _ => linux_freely(&translator(SMALL), &Plan { disturb: true, ..plan }),
         };
         if done.is_none() || Instant::now() >= deadline {

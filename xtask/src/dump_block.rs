@@ -21,6 +21,9 @@ pub struct Options {
     /// The code runs at CPL 0
     #[arg(long)]
     kernel: bool,
+    /// The code is 32-bit code
+    #[arg(long)]
+    bits32: bool,
     /// Check each memory access by itself
     #[arg(long)]
     plain: bool,
@@ -42,7 +45,8 @@ pub fn run(options: &Options) -> Result<()> {
         (None, None) => bail!("no code: give --hex or a file"),
     };
     let (user, plain, counts) = (!options.kernel, options.plain, options.counts);
-    print!("{}", dump_block(&code, DumpOptions { user, plain, counts })?);
+    let bits32 = options.bits32;
+    print!("{}", dump_block(&code, DumpOptions { user, plain, counts, bits32 })?);
     Ok(())
 }
 

@@ -34,7 +34,8 @@ const EMPTY: Slot = Slot { key: NO_BLOCK, version: 0, start: 0, len: 0 };
 pub(crate) struct Blocks {
     table: Box<[Slot]>,
     ops: Vec<Op>,
-    /// Longest block of 64-bit code, in instructions: bounds how long an interrupt waits.
+    /// Longest block of code that a translator would take, in instructions: bounds how long an
+    /// interrupt waits.
     pub(crate) longest: usize,
     /// Offsets in a page before which blocks end, and where none begins: breakpoints of a debugger.
     /// They are linear addresses and a block may be mapped at several, but offsets are the same.
@@ -86,8 +87,8 @@ impl Blocks {
         let rest = 4096 - (at.0 % 4096) as usize;
         let code = &mut code[..rest.min(MAX_BLOCK * MAX_LENGTH)];
         cpu.ram.read_at(at, code);
-        // Only 64-bit code is ever translated, and none while somebody debugs.
-        let translated = cpu.code_size == CodeSize::Bits64 && !cpu.debugged;
+        // What a translator takes, it takes unless somebody debugs.
+        let translated = cpu.is_translatable() && !cpu.debugged;
         let longest = if translated { self.longest } else { MAX_BLOCK };
         let mut start = self.ops.len();
         let mut offset = 0;

@@ -330,6 +330,28 @@ impl Cpu {
         self.code_size == CodeSize::Bits64
     }
 
+    /// 32-bit code in protected mode, also under a 64-bit kernel, whose offsets are linear
+    /// addresses: CS, SS, DS and ES are 4 GiB at address 0, the stack and data writable.
+    #[inline]
+    pub(crate) fn has_flat_32bit_code(&self) -> bool {
+        let is_flat =
+            |index: usize| self.segment[index].spans_all() && self.segment[index].base == 0;
+        let cs = &self.segment[seg::CS];
+        self.code_size == CodeSize::Bits32
+            && self.protected_mode()
+            && (cs.base, cs.limit) == (0, 0xffff_ffff)
+            && is_flat(seg::SS)
+            && self.segment[seg::SS].big()
+            && is_flat(seg::DS)
+            && is_flat(seg::ES)
+    }
+
+    /// Code of a kind that a translator takes: 64-bit, or flat 32-bit.
+    #[inline]
+    pub(crate) fn is_translatable(&self) -> bool {
+        self.is_64bit() || self.has_flat_32bit_code()
+    }
+
     /// CR0.PE is set and RFLAGS.VM is not.
     #[inline]
     pub(crate) fn protected_mode(&self) -> bool {

@@ -47,6 +47,7 @@ impl InterpreterVcpu {
                 == cr4::OSFXSR | cr4::OSXSAVE | cr4::OSXMMEXCPT
             && cpu.xcr0 == xcr0::X87 | xcr0::SSE | xcr0::AVX;
         cpu.mode == Mode::User
+            && cpu.is_64bit()
             && !self.must_interpret()
             && vectors
             && cpu.run_state == RunState::Running

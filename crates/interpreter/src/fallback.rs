@@ -153,11 +153,12 @@ impl InterpreterVcpu {
             || self.cpu.run_state != RunState::Running
     }
 
-    /// Whether only the interpreter may execute now: not 64-bit code, single-step, breakpoints,
-    /// alignment checks, an interrupt shadow, a debugger.
+    /// Whether only the interpreter may execute now: code that is neither 64-bit nor flat 32-bit
+    /// code ([`InterpreterVcpu::has_64bit_code`] tells which), single-step, breakpoints, alignment
+    /// checks, an interrupt shadow, a debugger.
     #[inline]
     pub fn must_interpret(&self) -> bool {
-        !self.cpu.is_64bit()
+        !self.cpu.is_translatable()
             || self.cpu.careful
             || self.cpu.debugged
             || self.cpu.steps_singly()
@@ -166,11 +167,18 @@ impl InterpreterVcpu {
             || !matches!(self.cpu.cpl, 0 | 3)
     }
 
+    /// Whether 64-bit code executes now.
+    #[inline]
+    pub fn has_64bit_code(&self) -> bool {
+        self.cpu.is_64bit()
+    }
+
     /// Executes what [`InterpreterVcpu::must_interpret`] says, serving events in between: one
-    /// instruction of 64-bit code, else (and for a debugger) many blocks. `Some` leaves `run`.
+    /// instruction of code that is else translated; of other code, and for a debugger, many
+    /// blocks. `Some` leaves `run`.
     pub fn interpret(&mut self, bus: &dyn CpuBus) -> Option<VcpuExit> {
         for _ in 0..LONGEST_RUN {
-            if self.cpu.is_64bit() && !self.cpu.debugged {
+            if self.cpu.is_translatable() && !self.cpu.debugged {
                 self.execute(bus, 1);
                 break;
             }
@@ -333,6 +341,14 @@ impl InterpreterVcpu {
     #[inline]
     pub fn selectors(&self) -> [u64; 6] {
         self.cpu.segment.map(|segment| u64::from(segment.selector))
+    }
+
+    /// Whether FS and GS are 4 GiB of writable data each, at any base: then no access by way of
+    /// them is refused in 32-bit code. (Whether one that goes on at offset 0 behind the last byte
+    /// is, depends on the CPU: SDM vol. 3A 5.3.)
+    #[inline]
+    pub fn fs_gs_span_all(&self) -> [bool; 2] {
+        [seg::FS, seg::GS].map(|index| self.cpu.segment[index].spans_all())
     }
 
     /// Whether RDFSBASE and its like are enabled.

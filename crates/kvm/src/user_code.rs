@@ -136,6 +136,7 @@ impl KvmVcpu {
         }
         let Some(user) = &mut self.user else { return Ok(None) };
         if self.carrier.must_interpret()
+            || !self.carrier.has_64bit_code()
             || self.carrier.selectors()[seg::CS] != u64::from(USER_CODE)
         {
             return Ok(None);

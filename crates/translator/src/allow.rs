@@ -3,7 +3,10 @@
 //! What is not listed goes to the interpreter, never to the host. Listed instructions depend only
 //! on their operands, the status flags and, for vectors, MXCSR.
 
-use iced_x86::{CpuidFeature as C, EncodingKind, Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Code, CpuidFeature as C, EncodingKind, Instruction, Mnemonic as M, OpKind};
+
+use crate::elements::{Element, element};
+use crate::mode::CodeMode;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,11 +26,13 @@ pub(crate) enum Class {
     Ret,
     Jmp,
     Jcc,
-    /// JRCXZ with a 64-bit counter.
+    /// JRCXZ with a counter of the width of addresses.
     Jrcxz,
-    /// LOOP with a 64-bit counter.
+    /// LOOP with such a counter.
     Loop,
-    /// REP MOVS and REP STOS with 64-bit addresses; operand size 1 << n.
+    /// A string instruction without a repeat prefix.
+    Element(Element),
+    /// REP MOVS and REP STOS with addresses of the code's width; operand size 1 << n.
     RepMovs(u8),
     RepStos(u8),
     System(System),
@@ -55,7 +60,8 @@ pub(crate) enum System {
 pub(crate) enum Special {
     /// BT, BTS, BTR or BTC of a bit string in memory.
     BitString,
-    Cmpxchg16b,
+    /// CMPXCHG8B or CMPXCHG16B.
+    CmpxchgPair,
     ReadBase,
     WriteBase,
     /// MOV from DS, ES, FS or GS.
@@ -70,21 +76,26 @@ pub(crate) enum Access {
     Write,
 }
 
-/// How `instruction` is translated; `user` tells that it executes at CPL 3, else it is CPL 0.
-pub(crate) fn classify(instruction: &Instruction, user: bool) -> Class {
+/// How `instruction` is translated; one of 32-bit code is as [`crate::mode::prepare`] makes it.
+pub(crate) fn classify(instruction: &Instruction, mode: CodeMode) -> Class {
+    let CodeMode { user, bits32 } = mode;
+    let slot = i32::from(mode.word());
+    if let Some(element) = element(instruction, mode) {
+        return Class::Element(element);
+    }
     match instruction.mnemonic() {
         M::Movsb | M::Movsw | M::Movsd | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq
             if instruction.is_string_instruction() =>
         {
-            string(instruction)
+            string(instruction, bits32)
         }
         M::Cli if !user => Class::System(System::Cli),
         M::Sti if !user => Class::System(System::Sti),
         M::Clac if !user => Class::System(System::Clac),
         M::Stac if !user => Class::System(System::Stac),
         M::Swapgs if !user => Class::System(System::Swapgs),
-        M::Pushfq => Class::System(System::Pushf),
-        M::Popfq if !user => Class::System(System::Popf),
+        M::Pushfq | M::Pushfd => Class::System(System::Pushf),
+        M::Popfq | M::Popfd if !user => Class::System(System::Popf),
         M::Syscall if user => Class::System(System::Syscall),
         M::Sysretq if !user => Class::System(System::Sysret),
         M::Nop
@@ -98,7 +109,7 @@ pub(crate) fn classify(instruction: &Instruction, user: bool) -> Class {
         | M::Prefetcht2
         | M::Prefetchw
         | M::Reservednop => Class::Nothing,
-        M::Cmpxchg16b => Class::Special(Special::Cmpxchg16b),
+        M::Cmpxchg8b | M::Cmpxchg16b => Class::Special(Special::CmpxchgPair),
         M::Rdfsbase | M::Rdgsbase => Class::Special(Special::ReadBase),
         M::Wrfsbase | M::Wrgsbase => Class::Special(Special::WriteBase),
         M::Fnstcw => Class::Special(Special::Fnstcw),
@@ -108,11 +119,11 @@ pub(crate) fn classify(instruction: &Instruction, user: bool) -> Class {
         M::Mov if reads_selector(instruction) => Class::Special(Special::FromSelector),
         M::Lea => Class::Lea,
         M::Div | M::Idiv if operand_bits(instruction, 0) >= 32 => Class::Div,
-        M::Push if instruction.stack_pointer_increment() == -8 && !has_segment(instruction) => {
+        M::Push if instruction.stack_pointer_increment() == -slot && !has_segment(instruction) => {
             Class::Push
         }
         M::Pop
-            if instruction.stack_pointer_increment() == 8
+            if instruction.stack_pointer_increment() == slot
                 && instruction.op0_kind() == OpKind::Register
                 && !has_segment(instruction) =>
         {
@@ -124,15 +135,21 @@ pub(crate) fn classify(instruction: &Instruction, user: bool) -> Class {
         M::Call if is_near(instruction) => Class::Call,
         M::Jmp if is_near(instruction) => Class::Jmp,
         M::Ret
-            if instruction.code() == iced_x86::Code::Retnq
-                || instruction.code() == iced_x86::Code::Retnq_imm16 =>
+            if matches!(
+                instruction.code(),
+                Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16
+            ) =>
         {
             Class::Ret
         }
-        M::Jrcxz if instruction.code() == iced_x86::Code::Jrcxz_rel8_64 => Class::Jrcxz,
-        M::Loop if instruction.code() == iced_x86::Code::Loop_rel8_64_RCX => Class::Loop,
+        _ if matches!(instruction.code(), Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_32) => {
+            Class::Jrcxz
+        }
+        _ if matches!(instruction.code(), Code::Loop_rel8_64_RCX | Code::Loop_rel8_32_ECX) => {
+            Class::Loop
+        }
         _ if instruction.is_jcc_short_or_near()
-            && instruction.op0_kind() == OpKind::NearBranch64 =>
+            && matches!(instruction.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) =>
         {
             Class::Jcc
         }
@@ -153,15 +170,18 @@ fn reads_selector(instruction: &Instruction) -> bool {
         && matches!(instruction.op1_register(), R::DS | R::ES | R::FS | R::GS)
 }
 
-/// REP MOVS and REP STOS without a segment and with 64-bit addresses.
-fn string(instruction: &Instruction) -> Class {
+/// REP MOVS and REP STOS without a segment and with addresses of the code's width.
+fn string(instruction: &Instruction, bits32: bool) -> Class {
     use OpKind as K;
     let (to, from) = (instruction.op0_kind(), instruction.op1_kind());
     // REPNE means the same as REP here, but nobody writes it.
     let plain = instruction.has_rep_prefix()
         && !instruction.has_segment_prefix()
-        && to == K::MemoryESRDI
-        && matches!(from, K::MemorySegRSI | K::Register);
+        && to == if bits32 { K::MemoryESEDI } else { K::MemoryESRDI }
+        && match bits32 {
+            false => matches!(from, K::MemorySegRSI | K::Register),
+            true => matches!(from, K::MemorySegESI | K::Register),
+        };
     let log = instruction.memory_size().size().trailing_zeros() as u8;
     match (plain, from) {
         (true, K::Register) => Class::RepStos(log),
@@ -171,12 +191,11 @@ fn string(instruction: &Instruction) -> Class {
 }
 
 fn is_plain_leave(instruction: &Instruction) -> bool {
-    instruction.code() == iced_x86::Code::Leaveq
+    matches!(instruction.code(), Code::Leaveq | Code::Leaved)
 }
 
-/// A near branch with a 64-bit target.
+/// A near branch with a target of the width of addresses.
 fn is_near(instruction: &Instruction) -> bool {
-    use iced_x86::Code;
     matches!(
         instruction.code(),
         Code::Call_rel32_64
@@ -184,6 +203,11 @@ fn is_near(instruction: &Instruction) -> bool {
             | Code::Jmp_rel8_64
             | Code::Jmp_rel32_64
             | Code::Jmp_rm64
+            | Code::Call_rel32_32
+            | Code::Call_rm32
+            | Code::Jmp_rel8_32
+            | Code::Jmp_rel32_32
+            | Code::Jmp_rm32
     )
 }
 
@@ -226,14 +250,14 @@ fn is_absolute64(instruction: &Instruction) -> bool {
         && instruction.memory_index() == iced_x86::Register::None
         && matches!(
             instruction.code(),
-            iced_x86::Code::Mov_AL_moffs8
-                | iced_x86::Code::Mov_AX_moffs16
-                | iced_x86::Code::Mov_EAX_moffs32
-                | iced_x86::Code::Mov_RAX_moffs64
-                | iced_x86::Code::Mov_moffs8_AL
-                | iced_x86::Code::Mov_moffs16_AX
-                | iced_x86::Code::Mov_moffs32_EAX
-                | iced_x86::Code::Mov_moffs64_RAX
+            Code::Mov_AL_moffs8
+                | Code::Mov_AX_moffs16
+                | Code::Mov_EAX_moffs32
+                | Code::Mov_RAX_moffs64
+                | Code::Mov_moffs8_AL
+                | Code::Mov_moffs16_AX
+                | Code::Mov_moffs32_EAX
+                | Code::Mov_moffs64_RAX
         )
 }
 

@@ -10,6 +10,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use memory::{GuestRam, RamOffset};
 
+use crate::mode::CodeMode;
+
 /// A block in the code cache.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
@@ -27,13 +29,15 @@ pub(crate) struct Block {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) at: RamOffset,
-    pub(crate) user: bool,
+    pub(crate) mode: CodeMode,
     pub(crate) plain: bool,
 }
 
 impl Key {
     fn in_page(self) -> u16 {
-        (self.at.0 % 4096) as u16 | u16::from(self.user) << 12 | u16::from(self.plain) << 13
+        let CodeMode { user, bits32 } = self.mode;
+        let bits = [user, self.plain, bits32].into_iter().zip(12..);
+        bits.fold((self.at.0 % 4096) as u16, |key, (bit, place)| key | u16::from(bit) << place)
     }
 }
 
@@ -42,8 +46,8 @@ struct Page {
     version: u32,
     /// Blocks by [`Key::in_page`].
     blocks: HashMap<u16, Block, Fast>,
-    /// The block of the page's last instruction by the page on which it goes on, at CPL 0 and 3.
-    straddling: HashMap<(usize, bool), (u16, Block), Fast>,
+    /// The block of the page's last instruction by the page on which it goes on.
+    straddling: HashMap<(usize, CodeMode), (u16, Block), Fast>,
     /// Pages whose last instruction goes on here.
     begin_before: Vec<usize>,
 }
@@ -81,10 +85,10 @@ impl Blocks {
         &self,
         first: RamOffset,
         second: RamOffset,
-        user: bool,
+        mode: CodeMode,
     ) -> Option<Block> {
         let page = self.pages.get(&first.page())?;
-        let (offset, block) = page.straddling.get(&(second.page(), user))?;
+        let (offset, block) = page.straddling.get(&(second.page(), mode))?;
         (u64::from(*offset) == first.0 % 4096).then_some(*block)
     }
 
@@ -93,12 +97,12 @@ impl Blocks {
         &mut self,
         first: RamOffset,
         second: RamOffset,
-        user: bool,
+        mode: CodeMode,
         versions: [u32; 2],
         block: Block,
     ) {
         let page = self.page(first, versions[0]);
-        page.straddling.insert((second.page(), user), ((first.0 % 4096) as u16, block));
+        page.straddling.insert((second.page(), mode), ((first.0 % 4096) as u16, block));
         let page = self.page(second, versions[1]);
         if !page.begin_before.contains(&first.page()) {
             page.begin_before.push(first.page());

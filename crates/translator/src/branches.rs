@@ -40,13 +40,16 @@ impl Translator<'_> {
 
     fn direct_target(instruction: &Instruction) -> Option<i64> {
         let target = instruction.near_branch_target() as i64;
-        i32::try_from(target).ok().map(i64::from)
+        match instruction.op0_kind() {
+            OpKind::NearBranch32 => Some(i64::from(target as i32)),
+            _ => i32::try_from(target).ok().map(i64::from),
+        }
     }
 
     pub(crate) fn jmp(&mut self, planned: &Planned) -> Option<Flow> {
         let instruction = &planned.instruction;
         match instruction.op0_kind() {
-            OpKind::NearBranch64 => {
+            OpKind::NearBranch64 | OpKind::NearBranch32 => {
                 let target = Self::direct_target(instruction)?;
                 self.executed += 1;
                 self.go_to(target);
@@ -55,7 +58,7 @@ impl Translator<'_> {
             }
             OpKind::Register => {
                 let number = instruction.op0_register().full_register().number() as u8;
-                self.emit.load_guest(R8, number);
+                self.emit.load_address(R8, number);
             }
             _ => {
                 self.load_operand(planned)?;
@@ -72,7 +75,7 @@ impl Translator<'_> {
         let next = instruction.next_ip() as i32;
         let target_slot = at::TEMPORARY + 8;
         let direct = match instruction.op0_kind() {
-            OpKind::NearBranch64 => Some(Self::direct_target(instruction)?),
+            OpKind::NearBranch64 | OpKind::NearBranch32 => Some(Self::direct_target(instruction)?),
             OpKind::Memory => {
                 self.load_operand(planned)?;
                 dynasm!(self.emit.code ; .arch x64 ; mov [BYTE rsp + target_slot], rcx);
@@ -97,7 +100,7 @@ impl Translator<'_> {
             (Some(target), _) => self.emit.page_plus(target as i32),
             (None, OpKind::Register) => {
                 let number = instruction.op0_register().full_register().number() as u8;
-                self.emit.load_guest(R8, number);
+                self.emit.load_address(R8, number);
             }
             _ => dynasm!(self.emit.code ; .arch x64 ; mov r8, [BYTE rsp + target_slot]),
         }
@@ -121,12 +124,10 @@ impl Translator<'_> {
     /// Stores the return address at the checked `slot` and moves RSP.
     fn push_return_address(&mut self, slot: HostMemory, next: i32) -> Option<()> {
         let address = slot.spare();
-        dynasm!(self.emit.code ; .arch x64
-            ; mov Rq(address), [BYTE rsp + at::PAGE]
-            ; lea Rq(address), [Rq(address) + next]
-        );
-        self.emit.store(slot, address)?;
-        dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 - 8]);
+        dynasm!(self.emit.code ; .arch x64 ; mov Rq(address), [BYTE rsp + at::PAGE]);
+        self.emit.add_far(address, address, next);
+        self.emit.store_word(slot, address)?;
+        self.emit.move_stack(-self.word());
         Some(())
     }
 
@@ -135,12 +136,9 @@ impl Translator<'_> {
         let released =
             if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
         let slot = self.check_stack(planned, 0, Access::Read);
-        self.emit.load(R8, slot, true)?;
+        self.emit.load_word(R8, slot)?;
         self.emit.find_target();
-        match released {
-            0 => dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 + 8]),
-            _ => dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 + 8 + released]),
-        }
+        self.emit.move_stack(self.word() + released);
         self.emit.jump_found();
         Some(Flow::Ends)
     }
@@ -180,8 +178,7 @@ impl Translator<'_> {
             return None;
         }
         let label = self.cold_exit(instruction)?;
-        let counter = HOST_RCX_OF_GUEST;
-        dynasm!(self.emit.code ; .arch x64 ; lea Rq(counter), [Rq(counter) - 1]);
+        self.emit.add(HOST_RCX_OF_GUEST, HOST_RCX_OF_GUEST, -1);
         self.emit.jump_if_counter(false, label);
         Some(Flow::Next)
     }

@@ -128,6 +128,9 @@ pub(crate) struct Context {
     pub(crate) vectors: u64,
     /// Host MXCSR while guest code runs is the guest's; this is the host's own.
     pub(crate) host_mxcsr: u64,
+    /// For 32-bit code: 0, or what sends addresses by way of FS and GS to the interpreter.
+    pub(crate) fs_refusal: u64,
+    pub(crate) gs_refusal: u64,
 }
 
 /// Bytes of stack below the context: for the stubs' calls and for signals of the host.
@@ -194,6 +197,8 @@ impl Context {
             string: [0; 3],
             vectors: 0,
             host_mxcsr: 0x1f80,
+            fs_refusal: 0,
+            gs_refusal: 0,
         }
     }
 
@@ -338,6 +343,7 @@ pub(crate) mod at {
         EXIT_KIND exit_kind; EXIT_RECORD exit_record; ENTER_AT enter_at;
         STRING_TARGET string_target; LINEAR linear;
         STRING string; VECTORS vectors; HOST_MXCSR host_mxcsr;
+        FS_REFUSAL fs_refusal; GS_REFUSAL gs_refusal;
     }
 
     macro_rules! tables {

@@ -9,7 +9,9 @@ use crate::allow::{Access, atomic_alignment, gives_index};
 use crate::emit::{HostMemory, R8, R9, RCX};
 use crate::plan::{Planned, Use};
 use crate::records::{Checked, Sharing};
-use crate::registers::{HOST_RCX_OF_GUEST, Home, SCRATCH, Scratch, home, is_high_byte, sized};
+use crate::registers::{
+    HOST_RCX_OF_GUEST, HOST_RSP_OF_GUEST, Home, SCRATCH, Scratch, home, is_high_byte, sized,
+};
 use crate::translate::{Flow, Translator, slotted};
 
 const RBP: u8 = 5;
@@ -396,9 +398,9 @@ impl Translator<'_> {
         self.emit.require_zero();
     }
 
-    /// Reads the 8-byte memory operand into RCX.
+    /// Reads the memory operand, of the size of a stack slot, into RCX.
     pub(crate) fn load_operand(&mut self, planned: &Planned) -> Option<()> {
-        self.load_operand_to(planned, RCX, true)
+        self.load_operand_to(planned, RCX, !self.request.mode.bits32)
     }
 
     pub(crate) fn push(&mut self, planned: &Planned) -> Option<Flow> {
@@ -409,11 +411,11 @@ impl Translator<'_> {
                 let number = instruction.op0_register().full_register().number() as u8;
                 let slot = self.check_push(planned);
                 match home(number) {
-                    Home::Host(host) => self.emit.store(slot, host)?,
+                    Home::Host(host) => self.emit.store_word(slot, host)?,
                     Home::Slot => {
                         self.emit.held.lose(slot.spare());
                         self.emit.load_guest(slot.spare(), number);
-                        self.emit.store(slot, slot.spare())?;
+                        self.emit.store_word(slot, slot.spare())?;
                     }
                 }
             }
@@ -424,15 +426,19 @@ impl Translator<'_> {
                 let slot = self.check_push(planned);
                 let value = slot.spare();
                 dynasm!(self.emit.code ; .arch x64 ; mov Rq(value), [BYTE rsp + at::TEMPORARY]);
-                self.emit.store(slot, value)?;
+                self.emit.store_word(slot, value)?;
             }
             _ => {
-                let value = i32::try_from(instruction.try_immediate(0).ok()? as i64).ok()?;
+                let value = instruction.try_immediate(0).ok()? as i64;
+                let value = match self.request.mode.bits32 {
+                    true => value as i32,
+                    false => i32::try_from(value).ok()?,
+                };
                 let slot = self.check_push(planned);
                 self.emit.store_constant(slot, value)?;
             }
         }
-        dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 - 8]);
+        self.emit.move_stack(-self.word());
         Some(Flow::Next)
     }
 
@@ -441,24 +447,24 @@ impl Translator<'_> {
         let slot = self.check_stack(planned, 0, Access::Read);
         match home(number) {
             Home::Host(host) if number == 4 => {
-                self.emit.load(host, slot, true)?;
+                self.emit.load_word(host, slot)?;
                 return Some(Flow::Next);
             }
-            Home::Host(host) => self.emit.load(host, slot, true)?,
+            Home::Host(host) => self.emit.load_word(host, slot)?,
             Home::Slot => {
                 self.emit.held.lose(slot.spare());
-                self.emit.load(slot.spare(), slot, true)?;
+                self.emit.load_word(slot.spare(), slot)?;
                 self.emit.store_guest(number, slot.spare());
             }
         }
-        dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 + 8]);
+        self.emit.move_stack(self.word());
         Some(Flow::Next)
     }
 
     pub(crate) fn leave(&mut self, planned: &Planned) -> Option<Flow> {
-        let saved = self.check_at(planned.stack, RBP, 0, 8, Access::Read);
-        dynasm!(self.emit.code ; .arch x64 ; lea r11, [rbp + 8]);
-        self.emit.load(RBP, saved, true)?;
+        let saved = self.check_at(planned.stack, RBP, 0, self.request.mode.word(), Access::Read);
+        self.emit.add(HOST_RSP_OF_GUEST, RBP, self.word());
+        self.emit.load_word(RBP, saved)?;
         Some(Flow::Next)
     }
 }

@@ -13,6 +13,7 @@ use memory::GuestRam;
 
 use crate::cache::CodeCache;
 use crate::glue::Glue;
+use crate::mode::CodeMode;
 use crate::translate::{
     MAX_BLOCK_BYTES, MAX_INSTRUCTIONS, PAGE, Request, Surroundings, Translation, translate,
 };
@@ -27,6 +28,8 @@ pub struct DumpOptions {
     pub plain: bool,
     /// The block counts its instructions, as under an instruction budget.
     pub counts: bool,
+    /// It is 32-bit code; else 64-bit code.
+    pub bits32: bool,
 }
 
 /// Translates the block that begins with `code`, at the beginning of a page, for a CPU with all
@@ -40,8 +43,9 @@ pub struct DumpOptions {
 pub fn dump_block(code: &[u8], options: DumpOptions) -> Result<String, EngineError> {
     let mut bench = Workbench::new()?;
     let code = &code[..code.len().min(PAGE as usize)];
-    let DumpOptions { user, plain, counts } = options;
-    let request = Request { start: 0, user, plain, counts, longest: MAX_INSTRUCTIONS };
+    let DumpOptions { user, plain, counts, bits32 } = options;
+    let mode = CodeMode { user, bits32 };
+    let request = Request { start: 0, mode, plain, counts, longest: MAX_INSTRUCTIONS };
     let Some(block) = bench.translate(code, request) else {
         return Ok("no instruction: nothing is translated\n".to_owned());
     };
@@ -59,8 +63,11 @@ pub fn dump_block(code: &[u8], options: DumpOptions) -> Result<String, EngineErr
         let mut guest = String::new();
         while let Some((_, offset)) = begins.next_if(|(host, _)| *host <= at) {
             let entry = at < block.body;
-            guest =
-                if entry { "(entry)".into() } else { guest_text(code, *offset, &mut formatter) };
+            guest = if entry {
+                "(entry)".into()
+            } else {
+                guest_text(code, *offset, mode, &mut formatter)
+            };
         }
         let (host, next) = bench.host_text(&block, at, &mut formatter);
         // Writing to a string cannot fail.
@@ -74,9 +81,10 @@ pub fn dump_block(code: &[u8], options: DumpOptions) -> Result<String, EngineErr
 }
 
 /// Offset and text of the guest's instruction at `offset`.
-fn guest_text(code: &[u8], offset: u32, formatter: &mut FastFormatter) -> String {
+fn guest_text(code: &[u8], offset: u32, mode: CodeMode, formatter: &mut FastFormatter) -> String {
     let rest = code.get(offset as usize..).unwrap_or_default();
-    let mut decoder = Decoder::with_ip(64, rest, u64::from(offset), DecoderOptions::NONE);
+    let mut decoder =
+        Decoder::with_ip(mode.bitness(), rest, u64::from(offset), DecoderOptions::NONE);
     let instruction = decoder.decode();
     let mut text = format!("{offset:4x}  ");
     if instruction.is_invalid() {
@@ -168,7 +176,7 @@ impl Workbench {
 
     fn stub_name(&self, target: u64) -> &'static str {
         let Glue { interpret, miss, chain, poll, jump, .. } = self.glue;
-        let Glue { load_vectors, syscall, sysret, popf, flags_image, .. } = self.glue;
+        let Glue { load_vectors, syscall, sysret, popf, popf32, flags_image, .. } = self.glue;
         let names = [
             (interpret, "interpret"),
             (miss, "tlb_miss"),
@@ -179,12 +187,13 @@ impl Workbench {
             (syscall, "syscall"),
             (sysret, "sysret"),
             (popf, "popf"),
+            (popf32, "popf"),
             (flags_image, "flags_image"),
         ];
         match names.into_iter().find(|(address, _)| *address == target) {
             Some((_, name)) => name,
-            None if self.glue.rep_movs.contains(&target) => "rep_movs",
-            None if self.glue.rep_stos.contains(&target) => "rep_stos",
+            None if self.glue.is_rep_movs(target) => "rep_movs",
+            None if self.glue.is_rep_stos(target) => "rep_stos",
             None => "?",
         }
     }

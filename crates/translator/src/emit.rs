@@ -12,9 +12,10 @@ use smallvec::SmallVec;
 use crate::allow::Access;
 use crate::context::at;
 use crate::glue::{self, Glue};
+use crate::mode::CodeMode;
 use crate::plan::Pointer;
 use crate::records::{Checked, Record};
-use crate::registers::{HOST_RCX_OF_GUEST, Held, Home, home, sized};
+use crate::registers::{HOST_RSP_OF_GUEST, Held, Home, home, sized};
 use crate::translate::PAGE;
 
 /// Host scratch registers.
@@ -78,6 +79,7 @@ pub(crate) struct Emitter {
     pub(crate) code: glue::Code,
     pub(crate) glue: Glue,
     encoder: Encoder,
+    mode: CodeMode,
     /// Host address of the block.
     base: u64,
     /// Number of the block's first record.
@@ -106,11 +108,12 @@ fn group_slot(slot: u8) -> Result<i8, i32> {
 }
 
 impl Emitter {
-    pub(crate) fn new(glue: Glue, base: u64, first_record: u32) -> Self {
+    pub(crate) fn new(glue: Glue, base: u64, first_record: u32, mode: CodeMode) -> Self {
         Self {
             code: VecAssembler::new(base as usize),
             glue,
             encoder: Encoder::new(64),
+            mode,
             base,
             first_record,
             records: Vec::new(),
@@ -190,6 +193,16 @@ impl Emitter {
         Some(())
     }
 
+    /// An instruction on `register` and the memory that has been checked at R8.
+    pub(crate) fn from_memory(&mut self, code: Code, register: Register) -> Option<()> {
+        self.encoded(Instruction::with2(code, register, HostMemory::CHECKED.operand()))
+    }
+
+    /// An instruction on the memory that has been checked at R8 and `register`.
+    pub(crate) fn to_memory(&mut self, code: Code, register: Register) -> Option<()> {
+        self.encoded(Instruction::with2(code, HostMemory::CHECKED.operand(), register))
+    }
+
     /// Loads 8 bytes (`wide`) or 4 of checked memory into host register `to`.
     pub(crate) fn load(&mut self, to: u8, from: HostMemory, wide: bool) -> Option<()> {
         let (code, like) = if wide {
@@ -200,15 +213,48 @@ impl Emitter {
         self.encoded(Instruction::with2(code, sized(to, like), from.operand()))
     }
 
-    /// Stores host register `from` in 8 bytes of checked memory.
-    pub(crate) fn store(&mut self, to: HostMemory, from: u8) -> Option<()> {
-        let from = sized(from, Register::RAX);
-        self.encoded(Instruction::with2(Code::Mov_rm64_r64, to.operand(), from))
+    /// Loads a stack slot, or an address in checked memory, into host register `to`.
+    pub(crate) fn load_word(&mut self, to: u8, from: HostMemory) -> Option<()> {
+        self.load(to, from, !self.mode.bits32)
     }
 
-    /// Stores a constant in 8 bytes of checked memory.
+    /// Stores host register `from` in a stack slot.
+    pub(crate) fn store_word(&mut self, to: HostMemory, from: u8) -> Option<()> {
+        let (code, like) = match self.mode.bits32 {
+            false => (Code::Mov_rm64_r64, Register::RAX),
+            true => (Code::Mov_rm32_r32, Register::EAX),
+        };
+        self.encoded(Instruction::with2(code, to.operand(), sized(from, like)))
+    }
+
+    /// Stores a constant in a stack slot.
     pub(crate) fn store_constant(&mut self, to: HostMemory, value: i32) -> Option<()> {
-        self.encoded(Instruction::with2(Code::Mov_rm64_imm32, to.operand(), value))
+        let code = if self.mode.bits32 { Code::Mov_rm32_imm32 } else { Code::Mov_rm64_imm32 };
+        self.encoded(Instruction::with2(code, to.operand(), value))
+    }
+
+    /// Moves the guest's stack pointer.
+    pub(crate) fn move_stack(&mut self, distance: i32) {
+        self.add(HOST_RSP_OF_GUEST, HOST_RSP_OF_GUEST, distance);
+    }
+
+    /// Host register `from` plus `distance` into `to`, of the width of addresses.
+    pub(crate) fn add(&mut self, to: u8, from: u8, distance: i32) {
+        match (i8::try_from(distance), self.mode.bits32) {
+            (Ok(near), false) => {
+                dynasm!(self.code ; .arch x64 ; lea Rq(to), [BYTE Rq(from) + near])
+            }
+            (Ok(near), true) => dynasm!(self.code ; .arch x64 ; lea Rd(to), [BYTE Rq(from) + near]),
+            (Err(_), _) => self.add_far(to, from, distance),
+        }
+    }
+
+    /// The same, with a distance that takes 32 bits in any case.
+    pub(crate) fn add_far(&mut self, to: u8, from: u8, distance: i32) {
+        match self.mode.bits32 {
+            false => dynasm!(self.code ; .arch x64 ; lea Rq(to), [Rq(from) + distance]),
+            true => dynasm!(self.code ; .arch x64 ; lea Rd(to), [Rq(from) + distance]),
+        }
     }
 
     /// The host address of checked memory into host register `to`.
@@ -230,6 +276,17 @@ impl Emitter {
         self.held.lose(to);
     }
 
+    /// An address in guest register `number` into host register `to`.
+    pub(crate) fn load_address(&mut self, to: u8, number: u8) {
+        match (self.mode.bits32, home(number)) {
+            (true, Home::Host(from)) => {
+                dynasm!(self.code ; .arch x64 ; mov Rd(to), Rd(from));
+                self.held.lose(to);
+            }
+            _ => self.load_guest(to, number),
+        }
+    }
+
     /// Guest register `number` plus `displacement` into host register `to`; what scratch registers
     /// hold is lost, as the instruction may be begun anew here.
     pub(crate) fn load_guest_plus(&mut self, to: u8, number: u8, displacement: i32) {
@@ -243,11 +300,8 @@ impl Emitter {
         };
         match displacement {
             0 if from == to => {}
-            0 => dynasm!(self.code ; .arch x64 ; mov Rq(to), Rq(from)),
-            -128..128 => {
-                dynasm!(self.code ; .arch x64 ; lea Rq(to), [BYTE Rq(from) + displacement as i8]);
-            }
-            _ => dynasm!(self.code ; .arch x64 ; lea Rq(to), [Rq(from) + displacement]),
+            0 => self.load_address(to, number),
+            _ => self.add(to, from, displacement),
         }
     }
 
@@ -385,15 +439,27 @@ impl Emitter {
         } else {
             Register::R8
         };
-        let narrow =
-            instruction.memory_base().size() == 4 || instruction.memory_index().size() == 4;
+        let narrow = self.mode.bits32
+            || instruction.memory_base().size() == 4
+            || instruction.memory_index().size() == 4;
         self.lea(instruction, if narrow { Register::R8D } else { register })?;
-        let base = match instruction.segment_prefix() {
-            Register::FS => at::FS_BASE,
-            Register::GS => at::GS_BASE,
+        let (base, refusal) = match instruction.segment_prefix() {
+            Register::FS => (at::FS_BASE, at::FS_REFUSAL),
+            Register::GS => (at::GS_BASE, at::GS_REFUSAL),
             _ => return Some(()),
         };
-        dynasm!(self.code ; .arch x64 ; mov r9, [BYTE rsp + base] ; lea r8, [r8 + r9]);
+        match self.mode.bits32 {
+            false => {
+                dynasm!(self.code ; .arch x64 ; mov r9, [BYTE rsp + base] ; lea r8, [r8 + r9]);
+            }
+            // Where the segment does not span all, the sum is an address that no check passes.
+            true => dynasm!(self.code ; .arch x64
+                ; mov r9, [BYTE rsp + base]
+                ; lea r8d, [r8 + r9]
+                ; mov r9, [rsp + refusal]
+                ; lea r8, [r8 + r9]
+            ),
+        }
         self.held.lose_all();
         Some(())
     }
@@ -536,10 +602,8 @@ impl Emitter {
 
     /// The page's linear address plus `distance` into R8.
     pub(crate) fn page_plus(&mut self, distance: i32) {
-        dynasm!(self.code ; .arch x64
-            ; mov r8, [BYTE rsp + at::PAGE]
-            ; lea r8, [r8 + distance]
-        );
+        dynasm!(self.code ; .arch x64 ; mov r8, [BYTE rsp + at::PAGE]);
+        self.add_far(R8, R8, distance);
     }
 
     /// Leaves when the poll word is set.
@@ -604,7 +668,8 @@ impl Emitter {
 
     /// Jumps to `label` when guest RCX is zero or, with `zero` false, when it is not.
     pub(crate) fn jump_if_counter(&mut self, zero: bool, label: DynamicLabel) {
-        dynasm!(self.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST) ; jrcxz >zero);
+        self.load_address(RCX, 1);
+        dynasm!(self.code ; .arch x64 ; jrcxz >zero);
         if zero {
             dynasm!(self.code ; .arch x64 ; jmp >on ; zero: ; jmp =>label ; on:);
         } else {

@@ -15,16 +15,22 @@ use x86::cr::rflags;
 use crate::allow::Access;
 use crate::blocks::Block;
 use crate::glue::Exit;
+use crate::mode::Mode;
 use crate::records::{Checked, Record, Sharing};
+use crate::translate::PAGE;
 use crate::vcpu::TranslatorVcpu;
+
+/// Added to an address, makes it one that 32-bit code cannot have, and no page does.
+const REFUSED: u64 = 1 << 40;
 
 impl TranslatorVcpu {
     /// Puts the registers and what else translated code needs into the context.
     pub(crate) fn load_context(&mut self) {
-        let mode = self.interpreter.access_mode();
-        let supervisor = self.spaces.address(AccessMode::Supervisor);
-        let supervisor_ac = self.spaces.address(AccessMode::SupervisorAc);
-        let user = self.spaces.address(AccessMode::User);
+        let mode = self.mode();
+        let mut tables = |access| self.spaces.address(Mode { access, ..mode });
+        let supervisor = tables(AccessMode::Supervisor);
+        let supervisor_ac = tables(AccessMode::SupervisorAc);
+        let user = tables(AccessMode::User);
         let syscall = self.interpreter.plain_syscall();
         // User code that is to be executed directly is entered by the dispatcher.
         let sysret = self.interpreter.sysret_enabled() && !self.direct.is_wanted();
@@ -35,7 +41,7 @@ impl TranslatorVcpu {
         context.tables_supervisor = supervisor;
         context.tables_supervisor_ac = supervisor_ac;
         context.tables_user = user;
-        context.tables = match mode {
+        context.tables = match mode.access {
             AccessMode::Supervisor => supervisor,
             AccessMode::SupervisorAc => supervisor_ac,
             AccessMode::User => user,
@@ -58,7 +64,10 @@ impl TranslatorVcpu {
         let allowed = self.interpreter.vectors_enabled();
         let selectors = self.interpreter.selectors();
         let budget = self.interpreter.budget();
+        let spans_all = self.interpreter.fs_gs_span_all();
         let context = self.context();
+        [context.fs_refusal, context.gs_refusal] =
+            spans_all.map(|spans_all| if spans_all { 0 } else { REFUSED });
         context.selectors = selectors;
         context.set_general(&registers.gpr);
         // Bit 1 of RFLAGS is always set; interrupts are the host's own matter.
@@ -153,7 +162,7 @@ impl TranslatorVcpu {
         let entered = match checked.group {
             Sharing::ReadFirst => {
                 let read = Checked { access: Access::Read, ..checked };
-                let mode = self.interpreter.access_mode();
+                let mode = self.mode();
                 self.enter_page(read, linear) && self.spaces.has(mode, linear, true)
             }
             _ => self.enter_page(checked, linear),
@@ -192,7 +201,11 @@ impl TranslatorVcpu {
     /// REP MOVS and REP STOS: the page at RSI or RDI.
     fn serve_string_miss(&mut self, record: &Record, linear: u64) -> Option<u64> {
         let target = self.context().string_target != 0;
-        let [.., source, _] = *self.context().gpr.first_chunk::<8>()?;
+        let [.., mut source, _] = *self.context().gpr.first_chunk::<8>()?;
+        let mode = self.mode();
+        if mode.bits32 {
+            source &= 0xffff_ffff;
+        }
         if target && self.spaces.collide(source, linear) {
             // One would push the other out, for ever.
             return None;
@@ -201,14 +214,16 @@ impl TranslatorVcpu {
         // Elements are aligned, or the check fails again and the interpreter looks at it.
         let checked =
             Checked { access, len: 8 - (linear % 8) as u16, alignment: 1, group: Sharing::Alone };
-        let known = self.spaces.has(self.interpreter.access_mode(), linear, target);
+        let known = self.spaces.has(mode, linear, target);
         (!known && self.enter_page(checked, linear)).then_some(record.retry)
     }
 
     /// Enters the page of an access, if the access is then certain to pass.
     fn enter_page(&mut self, checked: Checked, linear: u64) -> bool {
+        let mode = self.mode();
         let crosses = linear % 4096 + u64::from(checked.len) > 4096;
-        if crosses || !linear.is_multiple_of(u64::from(checked.alignment)) {
+        if crosses || !mode.reaches(linear) || !linear.is_multiple_of(u64::from(checked.alignment))
+        {
             return false;
         }
         let write = checked.access == Access::Write;
@@ -218,7 +233,6 @@ impl TranslatorVcpu {
             return false;
         }
         let writable = quiet && (write || self.interpreter.may_write(linear));
-        let mode = self.interpreter.access_mode();
         self.counters.tlb_fills += 1;
         self.spaces.fill(mode, linear, page, writable);
         true
@@ -237,7 +251,10 @@ impl TranslatorVcpu {
 
     /// Enters `target`, which lies at `at` in guest RAM, in the jump table; gives its block.
     pub(crate) fn enter_jump(&mut self, at: RamOffset, target: u64) -> Option<Block> {
-        let mode = self.interpreter.access_mode();
+        let mode = self.mode();
+        if !mode.translates(target) {
+            return None;
+        }
         let mut global = self.interpreter.is_global(target);
         let mut block = self.block(at, false)?;
         if block.straddles {
@@ -277,10 +294,14 @@ impl TranslatorVcpu {
         if self.interpreter.must_interpret() || self.interpreter.budget() == Some(0) {
             return None;
         }
-        let mode = self.interpreter.access_mode();
+        let mode = self.mode();
         let epoch = self.ram.code_epoch();
         let mut kept = record.kept;
-        let straight = if record.straddles {
+        let straight = if u64::from(record.offset) >= PAGE {
+            // Behind the page stands what is mapped there just now.
+            self.interpreter.step(bus);
+            false
+        } else if record.straddles {
             self.interpreter.step_straddling(&mut kept, bus)
         } else {
             self.interpreter.step_kept(&mut kept, bus)
@@ -291,7 +312,7 @@ impl TranslatorVcpu {
             && !self.interpreter.needs_attention()
             && !self.interpreter.must_interpret()
             && !self.interpreter.has_tlb_changes()
-            && self.interpreter.access_mode() == mode
+            && self.mode() == mode
             && self.ram.code_epoch() == epoch;
         if record.resume == 0 || !straight || !calm {
             return None;
@@ -304,8 +325,15 @@ impl TranslatorVcpu {
             return None;
         }
         self.counters.interpreted_resumed += 1;
-        if matches!(record.instruction, Code::Wrmsr | Code::Popfq | Code::Popfw | Code::Mov_cr_r64)
-        {
+        if matches!(
+            record.instruction,
+            Code::Wrmsr
+                | Code::Popfq
+                | Code::Popfd
+                | Code::Popfw
+                | Code::Mov_cr_r64
+                | Code::Mov_cr_r32
+        ) {
             self.load_context();
         } else {
             self.load_registers();

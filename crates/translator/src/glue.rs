@@ -15,8 +15,9 @@ use x86::xsave;
 
 use crate::cache::CodeCache;
 use crate::context::at;
+use crate::mode::CodeMode;
 use crate::registers::{HOST_RCX_OF_GUEST, HOST_RSP_OF_GUEST, IN_PLACE};
-use crate::strings;
+use crate::strings::{self, Shape};
 
 /// Why translated code was left: [`crate::context::Context::exit_kind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +58,16 @@ pub(crate) struct Glue {
     pub(crate) syscall: u64,
     /// SYSRET to 64-bit code.
     pub(crate) sysret: u64,
-    /// POPF of the value in R8 at CPL 0; goes on behind the call's record.
+    /// POPF of the value in R8 at CPL 0; goes on behind the call's record. The other is for stack
+    /// slots of 4 bytes.
     pub(crate) popf: u64,
+    pub(crate) popf32: u64,
     /// The image of RFLAGS that PUSHF stores, into RCX; a plain call.
     pub(crate) flags_image: u64,
-    /// REP MOVS and REP STOS by operand size; plain calls, see [`crate::strings`].
-    pub(crate) rep_movs: [u64; 4],
-    pub(crate) rep_stos: [u64; 4],
+    /// REP MOVS and REP STOS by operand size, for 64-bit and for 32-bit code; plain calls, see
+    /// [`crate::strings`].
+    rep_movs: [[u64; 4]; 2],
+    rep_stos: [[u64; 4]; 2],
 }
 
 impl Glue {
@@ -93,14 +97,43 @@ impl Glue {
         glue.load_vectors = append(cache, |code| emit_load_vectors(code, load, interpret));
         glue.syscall = append(cache, |code| emit_syscall(code, interpret));
         glue.sysret = append(cache, |code| emit_sysret(code, interpret));
-        glue.popf = append(cache, |code| emit_popf(code, interpret));
+        glue.popf = append(cache, |code| emit_popf(code, interpret, false));
         glue.flags_image = append(cache, emit_flags_image);
-        for log in 0..4_u8 {
-            let size = usize::from(log);
-            glue.rep_movs[size] = append(cache, |code| strings::emit_rep_movs(code, log, leave));
-            glue.rep_stos[size] = append(cache, |code| strings::emit_rep_stos(code, log, leave));
+        for (bits32, log) in [false, true].into_iter().flat_map(|b| (0..4).map(move |l| (b, l))) {
+            let (width, size) = (usize::from(bits32), usize::from(log));
+            let shape = Shape { log, bits32 };
+            glue.rep_movs[width][size] =
+                append(cache, |code| strings::emit_rep_movs(code, shape, leave));
+            glue.rep_stos[width][size] =
+                append(cache, |code| strings::emit_rep_stos(code, shape, leave));
         }
+        glue.popf32 = append(cache, |code| emit_popf(code, interpret, true));
         glue
+    }
+
+    /// The stub of REP MOVS with operands of `1 << log` bytes.
+    pub(crate) fn rep_movs(&self, mode: CodeMode, log: u8) -> u64 {
+        self.rep_movs[usize::from(mode.bits32)][usize::from(log)]
+    }
+
+    /// The stub of REP STOS with operands of `1 << log` bytes.
+    pub(crate) fn rep_stos(&self, mode: CodeMode, log: u8) -> u64 {
+        self.rep_stos[usize::from(mode.bits32)][usize::from(log)]
+    }
+
+    /// The stub of POPF.
+    pub(crate) fn popf(&self, mode: CodeMode) -> u64 {
+        if mode.bits32 { self.popf32 } else { self.popf }
+    }
+
+    /// Whether a stub of REP MOVS is at `address`.
+    pub(crate) fn is_rep_movs(&self, address: u64) -> bool {
+        self.rep_movs.as_flattened().contains(&address)
+    }
+
+    /// Whether a stub of REP STOS is at `address`.
+    pub(crate) fn is_rep_stos(&self, address: u64) -> bool {
+        self.rep_stos.as_flattened().contains(&address)
     }
 }
 
@@ -408,7 +441,7 @@ fn emit_sysret(code: &mut Code, interpret: u64) {
 
 /// POPF of a value that differs from the present flags in no more than arithmetic flags and IF,
 /// while no event waits.
-fn emit_popf(code: &mut Code, interpret: u64) {
+fn emit_popf(code: &mut Code, interpret: u64, bits32: bool) {
     dynasm!(code ; .arch x64
         ; pext rcx, r8, [BYTE r15 + at::STEADY_FLAGS]
         ; pdep rcx, rcx, [BYTE r15 + at::STEADY_FLAGS]
@@ -434,9 +467,16 @@ fn emit_popf(code: &mut Code, interpret: u64) {
         ; add QWORD [rsp], 4
         ; push r8
         ; popfq
-        ; lea Rq(HOST_RSP_OF_GUEST), [Rq(HOST_RSP_OF_GUEST) + 8]
-        ; ret
     );
+    match bits32 {
+        false => dynasm!(code ; .arch x64
+            ; lea Rq(HOST_RSP_OF_GUEST), [Rq(HOST_RSP_OF_GUEST) + 8]
+        ),
+        true => dynasm!(code ; .arch x64
+            ; lea Rd(HOST_RSP_OF_GUEST), [Rq(HOST_RSP_OF_GUEST) + 4]
+        ),
+    }
+    dynasm!(code ; .arch x64 ; ret);
 }
 
 fn emit_flags_image(code: &mut Code) {

@@ -26,6 +26,7 @@ use crate::dump::profile;
 use crate::emit::{Emitter, R8, R9};
 use crate::enter;
 use crate::glue::{Exit, Glue};
+use crate::mode::{CodeMode, Mode};
 use crate::records::{Checked, Sharing};
 use crate::translate::MAX_BLOCK_BYTES;
 use crate::{Options, TranslatorVcpu};
@@ -76,7 +77,8 @@ impl Piece {
 
     /// Puts code into the cache that has R8 from guest RAX, and leaves R9 in guest RDX.
     fn make(&mut self, emit: impl FnOnce(&mut Emitter)) -> u64 {
-        let mut emitter = Emitter::new(self.glue, self.cache.next(), 0);
+        let mode = CodeMode { user: true, bits32: false };
+        let mut emitter = Emitter::new(self.glue, self.cache.next(), 0, mode);
         emitter.begin(&Instruction::default(), 0);
         emitter.load_guest(R8, 0);
         emit(&mut emitter);
@@ -251,7 +253,10 @@ impl Prison {
             1 => random.below(16),
             2 => (self.ram.host_window() as u64).wrapping_add(page + offset),
             3 => self.vcpu.canary_stack().as_ptr() as u64 + random.below(0x11000),
-            4 => self.vcpu.spaces.address(AccessMode::User) + random.below(0x20000),
+            4 => {
+                self.vcpu.spaces.address(Mode { access: AccessMode::User, bits32: false })
+                    + random.below(0x20000)
+            }
             5 => 1 << random.below(64),
             6 => UPPER_HALF + page + offset,
             _ => page + offset,

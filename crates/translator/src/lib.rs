@@ -25,12 +25,14 @@ mod context;
 mod copied;
 mod direct;
 mod dump;
+mod elements;
 mod emit;
 mod enter;
 mod exits;
 mod glue;
 #[cfg(test)]
 mod hostile;
+mod mode;
 mod plan;
 mod records;
 mod registers;

@@ -107,11 +107,13 @@ struct Forming {
     open: [Option<Group>; 16],
     moved: [i64; 16],
     closed: Vec<Group>,
+    /// Bytes of a stack slot.
+    word: i64,
 }
 
-/// Finds the groups of a block.
-pub(crate) fn plan(block: &mut [Planned], info: &mut InstructionInfoFactory) {
-    let mut forming = Forming::default();
+/// Finds the groups of a block; a stack slot has `word` bytes.
+pub(crate) fn plan(block: &mut [Planned], info: &mut InstructionInfoFactory, word: u16) {
+    let mut forming = Forming { word: i64::from(word), ..Forming::default() };
     for (at, planned) in block.iter().enumerate() {
         forming.instruction(at, planned, info);
     }
@@ -163,20 +165,20 @@ impl Forming {
             }
             return;
         }
-        if let Some((base, displacement, size, write)) = operand(instruction, *class) {
+        if let Some((base, displacement, size, write)) = operand(instruction, *class, self.word) {
             self.access(at, Part::Operand, base, displacement, size, write);
         }
         match class {
             Class::Push | Class::Call | Class::System(System::Pushf) => {
-                self.access(at, Part::Stack, RSP, -8, 8, true);
+                self.access(at, Part::Stack, RSP, -self.word, self.word, true);
             }
             Class::Pop | Class::Ret | Class::System(System::Popf) => {
-                self.access(at, Part::Stack, RSP, 0, 8, false);
+                self.access(at, Part::Stack, RSP, 0, self.word, false);
             }
-            Class::Leave => self.access(at, Part::Stack, RBP, 0, 8, false),
+            Class::Leave => self.access(at, Part::Stack, RBP, 0, self.word, false),
             _ => {}
         }
-        if let Some(distance) = moves_rsp(instruction, *class) {
+        if let Some(distance) = moves_rsp(instruction, *class, self.word) {
             self.moved[usize::from(RSP)] += distance;
             if *class == Class::Pop {
                 self.close(instruction.op0_register().full_register().number());
@@ -241,7 +243,7 @@ impl Forming {
 
 /// The explicit memory operand of an instruction, when it can be in a group: base register,
 /// displacement, bytes and whether it is written.
-fn operand(instruction: &Instruction, class: Class) -> Option<(u8, i64, i64, bool)> {
+fn operand(instruction: &Instruction, class: Class, word: i64) -> Option<(u8, i64, i64, bool)> {
     let has_memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
     let base = instruction.memory_base();
     let groups = has_memory
@@ -263,7 +265,7 @@ fn operand(instruction: &Instruction, class: Class) -> Option<(u8, i64, i64, boo
             (operand.size.max(1), operand.write)
         }
         Class::Div => (instruction.memory_size().size(), false),
-        Class::Push | Class::Call | Class::Jmp => (8, false),
+        Class::Push | Class::Call | Class::Jmp => (word as usize, false),
         _ => return None,
     };
     let displacement = i64::from(i32::try_from(instruction.memory_displacement64() as i64).ok()?);
@@ -274,14 +276,14 @@ fn operand(instruction: &Instruction, class: Class) -> Option<(u8, i64, i64, boo
 
 /// How far an instruction moves RSP, when it changes it by a constant; what else it writes is only
 /// the target of POP.
-fn moves_rsp(instruction: &Instruction, class: Class) -> Option<i64> {
+fn moves_rsp(instruction: &Instruction, class: Class, word: i64) -> Option<i64> {
     let to_rsp = instruction.op_count() > 0
         && instruction.op0_kind() == OpKind::Register
-        && instruction.op0_register() == Register::RSP;
+        && instruction.op0_register() == if word == 4 { Register::ESP } else { Register::RSP };
     match class {
-        Class::Push | Class::System(System::Pushf) => Some(-8),
+        Class::Push | Class::System(System::Pushf) => Some(-word),
         Class::Pop if to_rsp => None,
-        Class::Pop | Class::System(System::Popf) => Some(8),
+        Class::Pop | Class::System(System::Popf) => Some(word),
         Class::General(_) if to_rsp => {
             let distance = instruction.try_immediate(1).ok()? as i64;
             match instruction.mnemonic() {

@@ -1,4 +1,4 @@
-//! Instructions that take a few others: bit strings, CMPXCHG16B, segment bases and selectors, the
+//! Instructions that take a few others: bit strings, CMPXCHG8B and CMPXCHG16B, segment bases and selectors, the
 //! x87 control word.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -16,7 +16,7 @@ impl Translator<'_> {
     pub(crate) fn special(&mut self, instruction: &Instruction, special: Special) -> Option<Flow> {
         match special {
             Special::BitString => self.bit_string(instruction)?,
-            Special::Cmpxchg16b => self.cmpxchg16b(instruction)?,
+            Special::CmpxchgPair => self.cmpxchg_pair(instruction)?,
             Special::ReadBase => self.read_base(instruction),
             Special::WriteBase => self.write_base(instruction),
             Special::FromSelector => self.read_selector(instruction)?,
@@ -54,8 +54,11 @@ impl Translator<'_> {
                 ; movsxd rcx, ecx
                 ; mov r9d, 5
                 ; sarx r9, rcx, r9
-                ; lea r8, [r8 + r9 * 4]
             );
+            match self.request.mode.bits32 {
+                false => dynasm!(self.emit.code ; .arch x64 ; lea r8, [r8 + r9 * 4]),
+                true => dynasm!(self.emit.code ; .arch x64 ; lea r8d, [r8 + r9 * 4]),
+            }
         }
         let access = if is_read { Access::Read } else { Access::Write };
         let len = if wide { 8 } else { 4 };
@@ -103,15 +106,19 @@ impl Translator<'_> {
         }
     }
 
-    fn cmpxchg16b(&mut self, instruction: &Instruction) -> Option<()> {
+    fn cmpxchg_pair(&mut self, instruction: &Instruction) -> Option<()> {
+        let len = instruction.memory_size().size() as u16;
+        let locked = instruction.has_lock_prefix();
+        let alignment = if len == 16 || locked { len as u8 } else { 1 };
         self.emit.linear_address(instruction)?;
         let access = Access::Write;
-        self.emit.check(Checked { access, len: 16, alignment: 16, group: Sharing::Alone });
+        self.emit.check(Checked { access, len, alignment, group: Sharing::Alone });
         dynasm!(self.emit.code ; .arch x64 ; mov rcx, Rq(HOST_RCX_OF_GUEST));
-        if instruction.has_lock_prefix() {
-            dynasm!(self.emit.code ; .arch x64 ; lock cmpxchg16b [r8 + r9]);
-        } else {
-            dynasm!(self.emit.code ; .arch x64 ; cmpxchg16b [r8 + r9]);
+        match (len, locked) {
+            (16, true) => dynasm!(self.emit.code ; .arch x64 ; lock cmpxchg16b [r8 + r9]),
+            (16, false) => dynasm!(self.emit.code ; .arch x64 ; cmpxchg16b [r8 + r9]),
+            (_, true) => dynasm!(self.emit.code ; .arch x64 ; lock cmpxchg8b [r8 + r9]),
+            (_, false) => dynasm!(self.emit.code ; .arch x64 ; cmpxchg8b [r8 + r9]),
         }
         Some(())
     }

@@ -1,7 +1,7 @@
 //! The software TLB and jump tables: filling them, and following the guest's invalidations.
 //!
-//! There is one [`Tables`] per access mode, so that neither a change of privilege nor of RFLAGS.AC
-//! flushes anything, and per PCID, so that a CR3 write that keeps entries does not either. But all
+//! There is one [`Tables`] per [`Mode`], so that neither a change of privilege, nor of RFLAGS.AC, nor
+//! between 32-bit and 64-bit code flushes anything, and per PCID, so that a CR3 write that keeps entries does not either. But all
 //! PCIDs share the tables of supervisor code that obeys SMAP: what it accesses are hardly ever other
 //! pages than global ones, and one set of tables stays in the host's caches. What else is there goes
 //! when another PCID is selected. Fills are logged, those of global pages apart: a flush costs what
@@ -17,6 +17,7 @@ use crate::blocks::Spread;
 use crate::context::{
     JUMP_ENTRIES, Jump, TABLES_BIAS, TLB_ENTRIES, Tables, empty_jump, empty_tag, jump_index,
 };
+use crate::mode::Mode;
 
 /// Address spaces (PCIDs) that have tables at a time.
 const SPACES: usize = 8;
@@ -26,13 +27,17 @@ const SPACES: usize = 8;
 #[derive(Default)]
 struct Space {
     pcid: u16,
-    supervisor_ac: Option<Box<Logged>>,
-    user: Option<Box<Logged>>,
+    supervisor_ac: Pair,
+    user: Pair,
 }
+
+/// Tables for 64-bit and for 32-bit code.
+type Pair = [Option<Box<Logged>>; 2];
 
 impl Space {
     fn each(&mut self) -> impl Iterator<Item = &mut Logged> {
-        [&mut self.supervisor_ac, &mut self.user].into_iter().flatten().map(|logged| &mut **logged)
+        let pairs = [&mut self.supervisor_ac, &mut self.user];
+        pairs.into_iter().flatten().flatten().map(|logged| &mut **logged)
     }
 }
 
@@ -63,7 +68,7 @@ enum Keep {
 
 pub(crate) struct AddressSpaces {
     /// For supervisor code that obeys SMAP, in all spaces.
-    supervisor: Box<Logged>,
+    supervisor: Pair,
     spaces: Vec<Space>,
     present: usize,
     next_victim: usize,
@@ -178,7 +183,7 @@ impl Log {
 impl AddressSpaces {
     pub(crate) fn new(ram: &GuestRam) -> Self {
         Self {
-            supervisor: Logged::boxed(),
+            supervisor: [None, None],
             spaces: vec![Space::default()],
             present: 0,
             next_victim: 0,
@@ -187,17 +192,23 @@ impl AddressSpaces {
     }
 
     #[inline]
-    fn logged(&mut self, mode: AccessMode) -> &mut Logged {
+    fn logged(&mut self, mode: Mode) -> &mut Logged {
         let space = &mut self.spaces[self.present];
-        match mode {
+        let pair = match mode.access {
             AccessMode::Supervisor => &mut self.supervisor,
-            AccessMode::SupervisorAc => space.supervisor_ac.get_or_insert_with(Logged::boxed),
-            AccessMode::User => space.user.get_or_insert_with(Logged::boxed),
-        }
+            AccessMode::SupervisorAc => &mut space.supervisor_ac,
+            AccessMode::User => &mut space.user,
+        };
+        pair[usize::from(mode.bits32)].get_or_insert_with(Logged::boxed)
+    }
+
+    /// The tables of supervisor code that obeys SMAP.
+    fn supervisor(&mut self) -> impl Iterator<Item = &mut Logged> {
+        self.supervisor.iter_mut().flatten().map(|logged| &mut **logged)
     }
 
     /// What generated code uses as address of the tables of the present address space for `mode`.
-    pub(crate) fn address(&mut self, mode: AccessMode) -> u64 {
+    pub(crate) fn address(&mut self, mode: Mode) -> u64 {
         std::ptr::from_mut::<Tables>(&mut self.logged(mode).tables) as u64 + TABLES_BIAS
     }
 
@@ -207,7 +218,7 @@ impl AddressSpaces {
     }
 
     /// Whether the page of `linear` is entered for such an access.
-    pub(crate) fn has(&mut self, mode: AccessMode, linear: u64, write: bool) -> bool {
+    pub(crate) fn has(&mut self, mode: Mode, linear: u64, write: bool) -> bool {
         let tables = &self.logged(mode).tables;
         let index = (linear >> 12) as usize % TLB_ENTRIES;
         let tags = if write { &tables.write } else { &tables.read };
@@ -215,7 +226,7 @@ impl AddressSpaces {
     }
 
     /// The host address of the block at `target`, if it is in the jump table.
-    pub(crate) fn find_jump(&mut self, mode: AccessMode, target: u64) -> Option<u64> {
+    pub(crate) fn find_jump(&mut self, mode: Mode, target: u64) -> Option<u64> {
         let tables = &self.logged(mode).tables;
         let first = jump_index(target);
         let jump = [first, first ^ 1].into_iter().map(|index| &tables.jumps[index]);
@@ -223,7 +234,7 @@ impl AddressSpaces {
     }
 
     /// Enters the page of `linear`.
-    pub(crate) fn fill(&mut self, mode: AccessMode, linear: u64, found: FoundPage, writable: bool) {
+    pub(crate) fn fill(&mut self, mode: Mode, linear: u64, found: FoundPage, writable: bool) {
         let page = linear & !0xfff;
         let host = self.host_window.wrapping_add(found.ram.0 & !0xfff);
         let logged = self.logged(mode);
@@ -244,7 +255,7 @@ impl AddressSpaces {
 
     /// Enters a jump target, whose page may be global, in its first entry; what was there goes to
     /// the neighbour, which is its second.
-    pub(crate) fn fill_jump(&mut self, mode: AccessMode, target: u64, host: u64, global: bool) {
+    pub(crate) fn fill_jump(&mut self, mode: Mode, target: u64, host: u64, global: bool) {
         let (logged, page) = (self.logged(mode), target & !0xfff);
         logged.note_jump_page(page);
         let index = jump_index(target);
@@ -287,7 +298,7 @@ impl AddressSpaces {
             TlbChange::All => self.flush_all(),
             TlbChange::NonGlobal => self.each(|logged| logged.flush(Keep::Global)),
             TlbChange::Pcid(pcid) => {
-                self.supervisor.flush(Keep::Global);
+                self.supervisor().for_each(|logged| logged.flush(Keep::Global));
                 let spaces = self.spaces.iter_mut().filter(|space| space.pcid == pcid);
                 spaces.flat_map(Space::each).for_each(|logged| logged.flush(Keep::Global));
             }
@@ -313,7 +324,7 @@ impl AddressSpaces {
         if self.spaces[self.present].pcid == pcid {
             return;
         }
-        self.supervisor.flush(Keep::Global);
+        self.supervisor().for_each(|logged| logged.flush(Keep::Global));
         if let Some(found) = self.spaces.iter().position(|s| s.pcid == pcid) {
             self.present = found;
             return;
@@ -335,8 +346,8 @@ impl AddressSpaces {
     #[cfg(test)]
     pub(crate) fn inspect(&self, window: std::ops::Range<u64>, code: std::ops::Range<u64>) {
         let others = self.spaces.iter().flat_map(|space| [&space.supervisor_ac, &space.user]);
-        let all = others.flatten().chain([&self.supervisor]);
-        for tables in all.map(|logged| &logged.tables) {
+        let all = others.chain([&self.supervisor]);
+        for tables in all.flatten().flatten().map(|logged| &logged.tables) {
             assert!(tables.masks == crate::context::Masks::ALL, "masks have been changed");
             for index in 0..TLB_ENTRIES {
                 for tag in [tables.read[index], tables.write[index]] {
@@ -354,7 +365,8 @@ impl AddressSpaces {
 
     fn each(&mut self, f: impl FnMut(&mut Logged)) {
         let others = self.spaces.iter_mut().flat_map(Space::each);
-        others.chain([&mut *self.supervisor]).for_each(f);
+        let supervisor = self.supervisor.iter_mut().flatten().map(|logged| &mut **logged);
+        others.chain(supervisor).for_each(f);
     }
 }
 
@@ -362,6 +374,9 @@ impl AddressSpaces {
 mod tests {
     use super::*;
     use crate::context::JUMP_ENTRIES;
+
+    const SUPERVISOR: Mode = Mode { access: AccessMode::Supervisor, bits32: false };
+    const USER: Mode = Mode { access: AccessMode::User, bits32: false };
 
     /// What the check in line computes: whether an access passes, and to which host address.
     fn check(tables: &Tables, write: bool, linear: u64, size: u64) -> Option<u64> {
@@ -382,7 +397,7 @@ mod tests {
     #[test]
     fn global_pages_survive_a_change_of_the_address_space() {
         let mut spaces = spaces();
-        let mode = AccessMode::Supervisor;
+        let mode = SUPERVISOR;
         spaces.fill(mode, 0x7000, local(0x3000), true);
         spaces.fill(mode, 0x8000, FoundPage { global: true, ..local(0x4000) }, true);
         spaces.fill_jump(mode, 0x7010, 0x1234, false);
@@ -416,7 +431,7 @@ mod tests {
     #[test]
     fn an_empty_table_lets_nothing_through() {
         let mut spaces = spaces();
-        let tables = &spaces.logged(AccessMode::User).tables;
+        let tables = &spaces.logged(USER).tables;
         for linear in attempts(0) {
             for size in [1, 2, 4, 8, 16, 32] {
                 assert_eq!(check(tables, false, linear, size), None, "{linear:#x}+{size}");
@@ -430,8 +445,8 @@ mod tests {
         let mut spaces = spaces();
         let window = spaces.host_window;
         let page = 0xffff_8880_0012_3000;
-        spaces.fill(AccessMode::Supervisor, page, local(0x5000), false);
-        let tables = &spaces.logged(AccessMode::Supervisor).tables;
+        spaces.fill(SUPERVISOR, page, local(0x5000), false);
+        let tables = &spaces.logged(SUPERVISOR).tables;
         for linear in attempts((page >> 12) as usize % TLB_ENTRIES).chain([page, page + 4088]) {
             for size in [1_u64, 8, 32] {
                 let inside = linear >= page && linear - page <= 4096 - size;
@@ -445,9 +460,9 @@ mod tests {
     #[test]
     fn a_watched_page_loses_its_write_entry() {
         let mut spaces = spaces();
-        spaces.fill(AccessMode::User, 0x7000, local(0x3000), true);
+        spaces.fill(USER, 0x7000, local(0x3000), true);
         spaces.protect(RamOffset(0x3000));
-        let tables = &spaces.logged(AccessMode::User).tables;
+        let tables = &spaces.logged(USER).tables;
         assert_eq!(check(tables, true, 0x7000, 8), None);
         assert!(check(tables, false, 0x7000, 8).is_some());
     }
@@ -457,13 +472,13 @@ mod tests {
         let mut spaces = spaces();
         for pcid in [1, 2] {
             spaces.apply(TlbChange::Select(pcid));
-            spaces.fill(AccessMode::User, 0x7000, local(0x3000), true);
-            spaces.fill_jump(AccessMode::User, 0x7010, 0x1234, false);
+            spaces.fill(USER, 0x7000, local(0x3000), true);
+            spaces.fill_jump(USER, 0x7010, 0x1234, false);
         }
         spaces.apply(TlbChange::Page(0x7000));
         for pcid in [1, 2] {
             spaces.apply(TlbChange::Select(pcid));
-            let tables = &spaces.logged(AccessMode::User).tables;
+            let tables = &spaces.logged(USER).tables;
             assert_eq!(check(tables, false, 0x7000, 8), None);
             let index = jump_index(0x7010);
             assert_eq!(tables.jumps[index].tag, empty_jump(index));
@@ -473,18 +488,18 @@ mod tests {
     #[test]
     fn supervisor_code_keeps_only_global_pages_in_another_space() {
         let mut spaces = spaces();
-        let mode = AccessMode::Supervisor;
+        let mode = SUPERVISOR;
         spaces.fill(mode, 0x7000, local(0x3000), true);
         spaces.fill(mode, 0x8000, FoundPage { global: true, ..local(0x4000) }, true);
         spaces.fill_jump(mode, 0x7010, 0x1234, false);
         spaces.fill_jump(mode, 0x8010, 0x1234, true);
-        spaces.fill(AccessMode::User, 0x7000, local(0x3000), true);
+        spaces.fill(USER, 0x7000, local(0x3000), true);
         let address = spaces.address(mode);
         for pcid in [0, 1] {
             spaces.apply(TlbChange::Select(pcid));
             assert_eq!(spaces.has(mode, 0x7000, false), pcid == 0);
             assert_eq!(spaces.find_jump(mode, 0x7010).is_some(), pcid == 0);
-            assert_eq!(spaces.has(AccessMode::User, 0x7000, false), pcid == 0);
+            assert_eq!(spaces.has(USER, 0x7000, false), pcid == 0);
             assert!(spaces.has(mode, 0x8000, true) && spaces.find_jump(mode, 0x8010).is_some());
         }
         assert_eq!(spaces.address(mode), address);
@@ -501,7 +516,7 @@ mod tests {
     #[test]
     fn two_targets_with_the_same_first_entry_are_both_kept() {
         let mut spaces = spaces();
-        let mode = AccessMode::User;
+        let mode = USER;
         let other =
             (1..).map(|n| 0x40_0000 + n * 4).find(|t| jump_index(*t) == jump_index(0x40_0000));
         let targets = [0x40_0000, other.unwrap()];

@@ -14,6 +14,7 @@ use crate::allow::{Access, Class, System, classify};
 use crate::context::at;
 use crate::emit::{Emitter, HostMemory, R8, R9};
 use crate::glue::Glue;
+use crate::mode::{CodeMode, prepare};
 use crate::plan::{Planned, Pointer, Use, plan};
 use crate::records::{Checked, Record, Sharing};
 use crate::registers::{Home, SCRATCH, Scratch, home};
@@ -30,8 +31,7 @@ pub(crate) const PAGE: u64 = 4096;
 pub(crate) struct Request {
     /// Offset in the page.
     pub(crate) start: u32,
-    /// The code executes at CPL 3; else at CPL 0.
-    pub(crate) user: bool,
+    pub(crate) mode: CodeMode,
     /// Accesses are checked one by one.
     pub(crate) plain: bool,
     /// The block counts its instructions against the budget.
@@ -110,7 +110,7 @@ pub(crate) fn translate(
         return straddles.then(|| Translator::new(around, request, 0).look_up_straddling());
     }
     if !request.plain {
-        plan(&mut block, around.info);
+        plan(&mut block, around.info, request.mode.word());
     }
     let mut translator = Translator::new(around, request, block.len() as u32);
     translator.slotted = block.iter().map(|planned| slotted(&planned.instruction)).collect();
@@ -170,19 +170,20 @@ pub(crate) fn slotted(instruction: &Instruction) -> u16 {
 fn decode(around: &Surroundings<'_>, code: &[u8], request: Request) -> (Vec<Planned>, u32) {
     let start = u64::from(request.start);
     let code = &code[request.start as usize..];
-    let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(request.mode.bitness(), code, start, DecoderOptions::NONE);
     let mut block = Vec::with_capacity(16);
     let mut end = request.start;
     while (block.len() as u32) < request.longest && decoder.ip() < PAGE {
-        let instruction = decoder.decode();
+        let mut instruction = decoder.decode();
         if instruction.is_invalid() {
             // Invalid, or it goes on in the next page: the interpreter finds out when it gets there.
             break;
         }
         end = decoder.ip() as u32;
         let mut class = Class::Interpret;
-        if around.interpreter.offers(&instruction) {
-            class = classify(&instruction, request.user);
+        let offered = around.interpreter.offers(&instruction);
+        if offered && (!request.mode.bits32 || prepare(&mut instruction)) {
+            class = classify(&instruction, request.mode);
         }
         if request.counts && matches!(class, Class::RepMovs(_) | Class::RepStos(_)) {
             // How often an interrupted one counts is the interpreter's to say.
@@ -212,7 +213,7 @@ fn decode(around: &Surroundings<'_>, code: &[u8], request: Request) -> (Vec<Plan
 impl<'a> Translator<'a> {
     fn new(around: &'a mut Surroundings<'_>, request: Request, total: u32) -> Self {
         Self {
-            emit: Emitter::new(around.glue, around.base, around.first_record),
+            emit: Emitter::new(around.glue, around.base, around.first_record, request.mode),
             request,
             info: around.info,
             vectors_loaded: false,
@@ -281,8 +282,9 @@ impl<'a> Translator<'a> {
             Class::Jcc => self.jcc(instruction),
             Class::Jrcxz => self.jrcxz(instruction),
             Class::Loop => self.loop_back(instruction),
-            Class::RepMovs(log) => self.string(self.emit.glue.rep_movs[usize::from(log)]),
-            Class::RepStos(log) => self.string(self.emit.glue.rep_stos[usize::from(log)]),
+            Class::Element(element) => self.element(instruction, element),
+            Class::RepMovs(log) => self.string(self.emit.glue.rep_movs(self.request.mode, log)),
+            Class::RepStos(log) => self.string(self.emit.glue.rep_stos(self.request.mode, log)),
             Class::System(system) => self.system(planned, system),
             Class::Special(special) => self.special(instruction, special),
             Class::Interpret => None,
@@ -357,13 +359,13 @@ impl<'a> Translator<'a> {
                 let slot = self.check_push(planned);
                 let image = slot.spare();
                 dynasm!(self.emit.code ; .arch x64 ; mov Rq(image), [BYTE rsp + at::TEMPORARY]);
-                self.emit.store(slot, image)?;
-                dynasm!(self.emit.code ; .arch x64 ; lea r11, [r11 - 8]);
+                self.emit.store_word(slot, image)?;
+                self.emit.move_stack(-self.word());
             }
             System::Popf => {
                 let slot = self.check_stack(planned, 0, Access::Read);
-                self.emit.load(R8, slot, true)?;
-                self.emit.call_with_record(self.emit.glue.popf);
+                self.emit.load_word(R8, slot)?;
+                self.emit.call_with_record(self.emit.glue.popf(self.request.mode));
             }
             System::Syscall => {
                 self.emit.page_plus(planned.instruction.next_ip() as i32);
@@ -447,18 +449,23 @@ impl<'a> Translator<'a> {
         place
     }
 
-    /// Checks the 8 bytes of stack at RSP plus `displacement`; tells where they are.
+    /// Bytes of a stack slot.
+    pub(crate) fn word(&self) -> i32 {
+        i32::from(self.request.mode.word())
+    }
+
+    /// Checks the slot of the stack at RSP plus `displacement`; tells where they are.
     pub(crate) fn check_stack(
         &mut self,
         planned: &Planned,
         displacement: i32,
         access: Access,
     ) -> HostMemory {
-        self.check_at(planned.stack, 4, displacement, 8, access)
+        self.check_at(planned.stack, 4, displacement, self.request.mode.word(), access)
     }
 
     /// Checks the stack slot below RSP.
     pub(crate) fn check_push(&mut self, planned: &Planned) -> HostMemory {
-        self.check_stack(planned, -8, Access::Write)
+        self.check_stack(planned, -self.word(), Access::Write)
     }
 }

@@ -12,7 +12,7 @@ use engine::{
     CpuBus, Debugging, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
 };
 use iced_x86::InstructionInfoFactory;
-use interpreter::{AccessMode, Alarm, InterpreterVcpu, TlbChange};
+use interpreter::{Alarm, InterpreterVcpu, TlbChange};
 use memory::{GuestRam, RamOffset};
 
 use crate::Options;
@@ -22,6 +22,7 @@ use crate::context::{Context, Frame};
 use crate::direct::Direct;
 use crate::enter;
 use crate::glue::Glue;
+use crate::mode::{CodeMode, Mode};
 use crate::records::Record;
 use crate::statistics::Counters;
 use crate::tables::AddressSpaces;
@@ -179,7 +180,7 @@ impl TranslatorVcpu {
             return Ok(self.interpreter.interpret(bus));
         }
         let rip = self.interpreter.registers().rip;
-        let mode = self.interpreter.access_mode();
+        let mode = self.mode();
         let counts = self.interpreter.budget().is_some();
         if !counts && let Some(host) = self.spaces.find_jump(mode, rip) {
             self.execute(bus, host, rip);
@@ -238,10 +239,15 @@ impl TranslatorVcpu {
         }
     }
 
+    /// The code that executes now.
+    pub(crate) fn mode(&self) -> Mode {
+        let bits32 = !self.interpreter.has_64bit_code();
+        Mode { access: self.interpreter.access_mode(), bits32 }
+    }
+
     /// The block at `at`, translated if need be.
     pub(crate) fn block(&mut self, at: RamOffset, plain: bool) -> Option<Block> {
-        let user = self.interpreter.access_mode() == AccessMode::User;
-        let key = Key { at, user, plain };
+        let key = Key { at, mode: self.mode().code(), plain };
         match self.blocks.find(key) {
             Some(block) => Some(block),
             None => self.translate(key),
@@ -254,10 +260,10 @@ impl TranslatorVcpu {
         first: RamOffset,
         second: RamOffset,
     ) -> Option<Block> {
-        let user = self.interpreter.access_mode() == AccessMode::User;
-        match self.blocks.find_straddling(first, second, user) {
+        let mode = self.mode().code();
+        match self.blocks.find_straddling(first, second, mode) {
             Some(block) => Some(block),
-            None => self.translate_straddling(first, second, user),
+            None => self.translate_straddling(first, second, mode),
         }
     }
 
@@ -268,7 +274,7 @@ impl TranslatorVcpu {
         let version = self.watch(key.at);
         let mut page = [0; 4096];
         self.ram.read_at(RamOffset(key.at.0 & !0xfff), &mut page);
-        let request = self.request(key.at, key.user, key.plain);
+        let request = self.request(key.at, key.mode, key.plain);
         let translation = translate(&mut self.surroundings(), &page, request)?;
         let block = self.append(translation);
         self.blocks.insert(key, version, block);
@@ -281,17 +287,17 @@ impl TranslatorVcpu {
         &mut self,
         first: RamOffset,
         second: RamOffset,
-        user: bool,
+        mode: CodeMode,
     ) -> Option<Block> {
         self.make_room();
         let versions = [self.watch(first), self.watch(second)];
         let mut pages = [0; 4096 + MAX_LENGTH];
         self.ram.read_at(RamOffset(first.0 & !0xfff), &mut pages[..4096]);
         self.ram.read_at(RamOffset(second.0 & !0xfff), &mut pages[4096..]);
-        let request = Request { longest: 1, ..self.request(first, user, true) };
+        let request = Request { longest: 1, ..self.request(first, mode, true) };
         let translation = translate(&mut self.surroundings(), &pages, request)?;
         let block = self.append(translation);
-        self.blocks.insert_straddling(first, second, user, versions, block);
+        self.blocks.insert_straddling(first, second, mode, versions, block);
         Some(block)
     }
 
@@ -311,10 +317,10 @@ impl TranslatorVcpu {
         }
     }
 
-    fn request(&self, at: RamOffset, user: bool, plain: bool) -> Request {
+    fn request(&self, at: RamOffset, mode: CodeMode, plain: bool) -> Request {
         Request {
             start: (at.0 % 4096) as u32,
-            user,
+            mode,
             plain,
             counts: self.interpreter.budget().is_some(),
             longest: self.longest_block,

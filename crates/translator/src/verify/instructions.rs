@@ -7,11 +7,15 @@ use super::values::{Address, Range, SCRATCH, State, Value, divisor};
 use super::{Rule, Walk, broken, is_reserved};
 use crate::allow::{Class, Special, atomic_alignment, classify};
 use crate::context::{GROUPS, at};
+use crate::mode::CodeMode;
 use crate::registers::SLOTTED;
 
 /// Longest distance from an access's first byte that a check adds to its address. Were it half the
 /// TLB's pages, an empty entry's tag could match.
 const LONGEST: i64 = 1024;
+
+/// The host's code.
+const HOST: CodeMode = CodeMode { user: true, bits32: false };
 
 /// A field of the context, as blocks use it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,7 +48,14 @@ fn field(displacement: i32) -> Option<Field> {
     }
     let bases = [at::FS_BASE, at::GS_BASE].map(i32::from);
     let written = [at::IF, at::AC, at::KERNEL_GS_BASE, at::BUDGET, bases[0], bases[1]];
-    let read = [i32::from(at::POLL), at::HELD, at::VECTORS_ALLOWED, at::FSGSBASE_ENABLED];
+    let read = [
+        i32::from(at::POLL),
+        at::HELD,
+        at::VECTORS_ALLOWED,
+        at::FSGSBASE_ENABLED,
+        at::FS_REFUSAL,
+        at::GS_REFUSAL,
+    ];
     let selector = displacement.wrapping_sub(at::SELECTORS);
     Some(match displacement {
         d if d == i32::from(at::PAGE) => Field::Page,
@@ -418,12 +429,12 @@ impl Walk<'_> {
 
     /// An instruction of the allow-list, copied with its operands replaced.
     fn copied(&mut self, i: &Instruction) -> Rule {
-        match classify(i, true) {
+        match classify(i, HOST) {
             Class::General(_) => {}
             Class::Vector if self.present().vectors => {}
             Class::Vector => return broken("vector registers that have not been loaded"),
             Class::Special(Special::BitString) => self.bit_index(i)?,
-            Class::Special(Special::Cmpxchg16b) => {}
+            Class::Special(Special::CmpxchgPair) => {}
             _ => return broken("an instruction that is not on the allow-list"),
         }
         if i.mnemonic() == Mnemonic::Cmp {

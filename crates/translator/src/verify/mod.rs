@@ -348,9 +348,8 @@ impl<'a> Walk<'a> {
             state.registers[1] = image;
             return Ok(false);
         }
-        if glue.rep_movs.contains(&target) || glue.rep_stos.contains(&target) {
-            let movs = glue.rep_movs.contains(&target);
-            return self.call_string(movs).map(|()| false);
+        if glue.is_rep_movs(target) || glue.is_rep_stos(target) {
+            return self.call_string(glue.is_rep_movs(target)).map(|()| false);
         }
         let record = self.record_behind(i)?;
         if [glue.miss, glue.jump].contains(&target) {
@@ -369,6 +368,12 @@ impl<'a> Walk<'a> {
             state.forget_scratch();
             let rsp = &mut state.registers[usize::from(HOST_RSP_OF_GUEST)];
             *rsp = rsp.plus(8).unwrap_or(Value::Void);
+        } else if target == glue.popf32 {
+            self.may_resume(&record)?;
+            let rsp = self.numbers.fresh();
+            let state = self.present();
+            state.forget_scratch();
+            state.registers[usize::from(HOST_RSP_OF_GUEST)] = rsp;
         } else if target == glue.load_vectors {
             self.may_resume(&record)?;
             let state = self.present();
@@ -504,9 +509,7 @@ fn listing(candidate: &Candidate<'_>, violation: usize) -> String {
 
 /// Whether a record's number follows a call of the stub `target`.
 pub(crate) fn is_followed_by_record(target: u64, glue: &Glue) -> bool {
-    let plain = glue.flags_image == target
-        || glue.rep_movs.contains(&target)
-        || glue.rep_stos.contains(&target);
+    let plain = glue.flags_image == target || glue.is_rep_movs(target) || glue.is_rep_stos(target);
     !plain
 }
 

@@ -8,15 +8,17 @@ use super::*;
 use crate::context::at;
 use crate::dump::Workbench;
 use crate::glue::Code as Host;
+use crate::mode::CodeMode;
 use crate::translate::{MAX_INSTRUCTIONS, Request};
 
 /// Translates code at the beginning of a page, in all ways, and checks it.
 fn accept(bench: &mut Workbench, code: &[u8]) {
     let mut page = [0x90; 4096];
     page[..code.len()].copy_from_slice(code);
-    for variant in 0..8 {
-        let [user, plain, counts] = [1, 2, 4].map(|bit| variant & bit != 0);
-        let request = Request { start: 0, user, plain, counts, longest: MAX_INSTRUCTIONS };
+    for variant in 0..16 {
+        let [user, plain, counts, bits32] = [1, 2, 4, 8].map(|bit| variant & bit != 0);
+        let mode = CodeMode { user, bits32 };
+        let request = Request { start: 0, mode, plain, counts, longest: MAX_INSTRUCTIONS };
         let Some(block) = bench.translate(&page, request) else { continue };
         demand(&bench.candidate(&block));
     }
