@@ -32,32 +32,32 @@ use crate::translate::MAX_BLOCK_BYTES;
 use crate::{Options, TranslatorVcpu};
 
 /// Numbers from a seed, which is printed: xorshift (Marsaglia 2003).
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let seed = number("HOSTILE_SEED", 1);
         eprintln!("{name}: HOSTILE_SEED={seed}");
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 16) % limit
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 }
 
-fn number(variable: &str, default: u64) -> u64 {
+pub(crate) fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().map_or(default, |text| text.parse().expect("a number"))
 }
 
@@ -183,24 +183,44 @@ fn the_search_for_a_target_looks_at_its_two_entries_only() {
     }
 }
 
-const PAGES: u64 = 64;
+pub(crate) const PAGES: u64 = 64;
+/// Page tables of 64-bit and compatibility mode, and the uppermost one of 32-bit mode with PAE.
 const ROOT: u64 = 0x1000;
+const ROOT_32: u64 = ROOT + 0x4000;
 /// Guest-physical and, in the lower half, linear address of the code: two pages.
-const CODE: u64 = 0x10000;
+pub(crate) const CODE: u64 = 0x10000;
+/// The page behind it, and behind the page tables.
+pub(crate) const BEHIND_CODE: u64 = CODE / 4096 + 2;
 const UPPER_HALF: u64 = 0xffff_8000_0000_0000;
 const CANARY: u8 = 0xc5;
 
+/// What code a case executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Bits64,
+    /// 32-bit code under a 64-bit kernel.
+    Compatibility,
+    /// 32-bit code in protected mode with PAE.
+    Protected,
+}
+
+impl Kind {
+    pub(crate) fn bits32(self) -> bool {
+        self != Self::Bits64
+    }
+}
+
 /// A vCPU between canaries.
-struct Prison {
-    vcpu: TranslatorVcpu,
-    ram: Arc<GuestRam>,
+pub(crate) struct Prison {
+    pub(crate) vcpu: TranslatorVcpu,
+    pub(crate) ram: Arc<GuestRam>,
     /// RAM of nobody, in the neighbourhood of the guest's.
     canaries: Vec<GuestRam>,
     power_on: VcpuState,
 }
 
 impl Prison {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let size = PAGES * 4096;
         let canary = || {
             let ram = GuestRam::new(&[(0, size)]).unwrap();
@@ -218,23 +238,25 @@ impl Prison {
         Self { vcpu, ram, canaries, power_on }
     }
 
-    /// Page tables of 512 pages: the code's, and others that lie anywhere, also outside RAM, and on
-    /// the tables themselves.
-    fn map(&self, random: &mut Random) {
+    /// Page tables of 512 pages: the code's, and others that lie anywhere from page `lowest`, also
+    /// outside RAM, and perhaps on the tables themselves. From [`BEHIND_CODE`] the code is only read.
+    pub(crate) fn map(&self, random: &mut Random, lowest: u64) {
         const PRESENT: u64 = 1;
         const WRITABLE: u64 = 2;
         const USER: u64 = 4;
         let all = PRESENT | WRITABLE | USER;
+        let code = if lowest < BEHIND_CODE { all } else { PRESENT | USER };
         let entry = |at: u64, value: u64| self.ram.write(Gpa(at), &value.to_le_bytes()).unwrap();
         for table in [ROOT, ROOT + 256 * 8] {
             entry(table, (ROOT + 0x1000) | all);
         }
         entry(ROOT + 0x1000, (ROOT + 0x2000) | all);
         entry(ROOT + 0x2000, (ROOT + 0x3000) | all);
+        entry(ROOT_32, (ROOT + 0x2000) | PRESENT);
         for page in 0..512 {
-            let frame = random.below(PAGES) << 12;
+            let frame = (lowest + random.below(PAGES - lowest)) << 12;
             let value = match random.below(24) {
-                _ if page << 12 == CODE || page << 12 == CODE + 4096 => (page << 12) | all,
+                _ if page << 12 == CODE || page << 12 == CODE + 4096 => (page << 12) | code,
                 0 => frame | PRESENT | USER,
                 1 => frame | all & !PRESENT,
                 2 => ((PAGES + random.below(1 << 20)) << 12) | all,
@@ -263,7 +285,7 @@ impl Prison {
         }
     }
 
-    fn state(&mut self, random: &mut Random) -> VcpuState {
+    pub(crate) fn state(&mut self, random: &mut Random, kind: Kind) -> VcpuState {
         use cr0::{ET, MP, NE, PE, PG, WP};
         use cr4::{FSGSBASE, OSFXSR, OSXMMEXCPT, OSXSAVE, PAE, PGE};
         let mut state = self.power_on.clone();
@@ -278,16 +300,45 @@ impl Prison {
         state.segments.segment = [Segment::default(); 6];
         state.segments.segment[seg::CS] = Segment::flat(8 | level, code);
         state.segments.segment[seg::SS] = Segment::flat(16 | level, data);
+        if kind.bits32() {
+            self.narrow(random, kind, &mut state);
+        }
         for index in [seg::FS, seg::GS] {
-            state.segments.segment[index].base = self.value(random) & 0x7fff_ffff_ffff;
+            let mask = if kind.bits32() { 0xffff_f000 } else { 0x7fff_ffff_ffff };
+            state.segments.segment[index].base = self.value(random) & mask;
         }
         // Without gates an exception is a triple fault, which ends the case.
         state.segments.idtr.limit = 0;
         state.general.gpr = std::array::from_fn(|_| self.value(random));
-        let half = random.pick(&[0, UPPER_HALF]);
+        let half = if kind.bits32() { 0 } else { random.pick(&[0, UPPER_HALF]) };
         state.general.rip = half + CODE + random.pick(&[0, 0, 0, 4000]);
         state.general.rflags = 2;
         state
+    }
+
+    /// Makes a state of 64-bit code one of 32-bit code, mostly in flat segments.
+    fn narrow(&self, random: &mut Random, kind: Kind, state: &mut VcpuState) {
+        const LONG: u16 = 1 << 9;
+        const BIG: u16 = 1 << 10;
+        if kind == Kind::Protected {
+            state.control.cr3 = ROOT_32;
+            state.control.pdptr = [(ROOT + 0x2000) | 1, 0, 0, 0];
+            state.control.efer = efer::NXE;
+        }
+        let segments = &mut state.segments.segment;
+        segments[seg::CS].attributes ^= LONG | BIG;
+        let data = segments[seg::SS];
+        for index in [seg::DS, seg::ES, seg::FS, seg::GS] {
+            segments[index] = data;
+        }
+        match random.below(12) {
+            0 => segments[seg::DS].base = 0x1000,
+            1 => segments[seg::GS] = Segment::default(),
+            2 => segments[seg::ES].limit = 0xf_ffff,
+            3 => segments[seg::SS].attributes ^= BIG,
+            4 => segments[seg::FS].limit = 0xfff,
+            _ => {}
+        }
     }
 
     /// Runs a case until it ends in one way or another.
@@ -332,7 +383,7 @@ impl Prison {
 }
 
 /// Appends random instructions of the kinds that are translated, many by the same base register.
-fn append_code(random: &mut Random, code: &mut Vec<u8>, len: usize) {
+pub(crate) fn append_code(random: &mut Random, code: &mut Vec<u8>, len: usize, kind: Kind) {
     const OPCODES: [&[u8]; 40] = [
         &[0x8b],
         &[0x89],
@@ -389,10 +440,13 @@ fn append_code(random: &mut Random, code: &mut Vec<u8>, len: usize) {
         &[0xf0],
         &[0x64],
     ];
+    const PREFIXES_32: [&[u8]; 12] =
+        [&[], &[], &[], &[], &[], &[0x66], &[0xf3], &[0xf0], &[0x64], &[0x65], &[0x36], &[0x67]];
+    let (prefixes, bitness) = if kind.bits32() { (PREFIXES_32, 32) } else { (PREFIXES, 64) };
     let end = code.len() + len;
     let bases = [3, 5, 6, 7, random.below(8) as u8];
     while code.len() < end {
-        let mut bytes = random.pick(&PREFIXES).to_vec();
+        let mut bytes = random.pick(&prefixes).to_vec();
         let mut opcode = random.pick(&OPCODES).to_vec();
         if matches!(opcode[0], 0x50 | 0x58) {
             opcode[0] += random.below(8) as u8;
@@ -412,13 +466,15 @@ fn append_code(random: &mut Random, code: &mut Vec<u8>, len: usize) {
         });
         bytes.push(random.pick(&[0, 8, 16, 0x24, 0xf8, 0x70]));
         bytes.extend([random.pick(&[0, 1, 0xff, 0x7f]), 0, 0, 0, 0, 0]);
-        let instruction = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+        let instruction = Decoder::new(bitness, &bytes, DecoderOptions::NONE).decode();
         if !instruction.is_invalid() {
             bytes.truncate(instruction.len());
             code.extend(bytes);
         }
     }
 }
+
+const KINDS: [Kind; 4] = [Kind::Bits64, Kind::Bits64, Kind::Compatibility, Kind::Protected];
 
 /// Runs `cases` cases; `between` gets the code before each.
 fn cases(name: &str, default: u64, between: impl Fn(&Arc<GuestRam>, &mut Random)) {
@@ -435,15 +491,17 @@ fn cases(name: &str, default: u64, between: impl Fn(&Arc<GuestRam>, &mut Random)
         });
         let end = EndGuard(&ended);
         let count = number("HOSTILE_CASES", default);
+        let mut kind = Kind::Bits64;
         for case in 0..count {
             if case % 8 == 0 {
+                kind = random.pick(&KINDS);
                 let mut code = Vec::new();
-                append_code(&mut random, &mut code, 8000);
+                append_code(&mut random, &mut code, 8000, kind);
                 prison.ram.write(Gpa(CODE), &code[..8000]).unwrap();
             }
-            prison.map(&mut random);
+            prison.map(&mut random, 0);
             between(&prison.ram, &mut random);
-            let mut state = prison.state(&mut random);
+            let mut state = prison.state(&mut random, kind);
             state.general.rip = state.general.rip.wrapping_add(random.below(64) * 16);
             prison.run(&mut random, &state);
             if case % 64 == 0 {
@@ -457,7 +515,7 @@ fn cases(name: &str, default: u64, between: impl Fn(&Arc<GuestRam>, &mut Random)
 }
 
 /// Ends the other threads, also when a test fails.
-struct EndGuard<'a>(&'a AtomicBool);
+pub(crate) struct EndGuard<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for EndGuard<'_> {
     fn drop(&mut self) {
@@ -485,7 +543,8 @@ fn code_that_a_device_changes_meanwhile_changes_nothing_outside_guest_ram() {
         let thread = std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 let mut code = Vec::new();
-                append_code(&mut random, &mut code, 4);
+                let kind = random.pick(&KINDS);
+                append_code(&mut random, &mut code, 4, kind);
                 let at = CODE + random.below(1100);
                 ram.write(Gpa(at), &code).unwrap();
                 std::thread::yield_now();
@@ -499,6 +558,6 @@ fn code_that_a_device_changes_meanwhile_changes_nothing_outside_guest_ram() {
 }
 
 /// A bus without devices; writes to ports end the run.
-const BUS: EmptyBus = EmptyBus::with_ports(|port, _| {
+pub(crate) const BUS: EmptyBus = EmptyBus::with_ports(|port, _| {
     Answer::StopAfterInstruction((), StopCause::DebugExit { value: port as u8 })
 });

@@ -23,6 +23,8 @@ mod branches;
 mod cache;
 mod context;
 mod copied;
+#[cfg(test)]
+mod differential;
 mod direct;
 mod dump;
 mod elements;
