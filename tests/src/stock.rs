@@ -88,11 +88,18 @@ fn kernel(flavour: Flavour, form: Form) -> Option<Vec<u8>> {
 }
 
 fn initramfs(is_32bit: bool, files: Builder, script: &str) -> Option<Vec<u8>> {
-    let fetch = if is_32bit { kernels::busybox_32bit } else { kernels::busybox };
-    let busybox = fetched("busybox", |store| fetch(store, &Silent))?;
+    let busybox = match is_32bit {
+        true => busybox_32bit()?,
+        false => fetched("busybox", |store| kernels::busybox(store, &Silent))?,
+    };
     let archive = files.busybox(&busybox).file("/init", 0o755, workload::init(script));
     // Uncompressed: unpacking is not what is tested.
     Some(archive.finish(Compression::None).expect("fixed paths"))
+}
+
+/// A busybox of 32-bit code. `None` where it is not to be had, after saying so.
+pub fn busybox_32bit() -> Option<Vec<u8>> {
+    fetched("busybox of 32-bit code", |store| kernels::busybox_32bit(store, &Silent))
 }
 
 /// The content of a file of the store, downloaded when it is missing.

@@ -7,10 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use images::initramfs::Builder;
 use images::kernels::Flavour;
 use interpreter::Interpreter;
 use lifecycle::{Outcome, Policy};
-use ringfence_tests::stock::{Form, boot_files, skipped};
+use ringfence_tests::stock::{Form, boot_files, boot_files_with, busybox_32bit, skipped};
 use ringfence_tests::vm::{Guest, Setup, engine};
 use translator::{DirectPolicy, Options, Translator};
 use workload::kernel_log::complaints;
@@ -171,7 +172,46 @@ fn the_realtime_kernel_boots_as_bzimage() {
 #[test]
 #[ignore = "a 32-bit kernel checks signatures for some ten seconds: run in release builds"]
 fn the_32_bit_kernel_boots() {
-    boots(Flavour::Pae686, Form::BzImage, "", &Outcome::PoweredOff, |setup| setup);
+    boots(Flavour::Pae686, Form::BzImage, "", &Outcome::PoweredOff, interpreted);
+}
+
+#[test]
+fn the_32_bit_kernel_boots_translated() {
+    boots(Flavour::Pae686, Form::BzImage, "", &Outcome::PoweredOff, translated);
+}
+
+#[test]
+fn the_32_bit_kernel_boots_translated_on_two_vcpus() {
+    boots_with(2, Flavour::Pae686, Form::BzImage, |setup| translated(setup).cpus(2));
+}
+
+/// 32-bit programs, beside 64-bit ones that exchange data with them.
+#[test]
+fn a_64_bit_kernel_runs_32_bit_programs() {
+    let Some(busybox) = busybox_32bit() else { return };
+    let files = Builder::new().file("/bb32", 0o755, busybox);
+    let script = "bb() { /bb32 \"$@\"; }
+echo CLASS $(dd if=/bb32 bs=1 skip=4 count=1 2>/dev/null | od -An -tu1)
+echo SUM $(bb seq 1 20000 | bb md5sum)
+echo MIXED $(seq 1 20000 | bb gzip | gunzip | bb sha256sum | cut -c1-16)
+echo FLOAT $(bb awk 'BEGIN { for (i = 1; i < 2000; i++) s += i * 1.5 / (i + 1); printf \"%.9e\", s }')
+echo SHELL $(bb sh -c 'n=0; while [ $n -lt 2000 ]; do n=$((n + 3)); done; echo $n')";
+    let Some(boot) = boot_files_with(Flavour::Cloud, Form::Pvh, files, script) else { return };
+    let setup = Setup::new(engine(), 256, boot).cmdline("console=ttyS0");
+    let guest = translated(setup).start();
+    guest.expect("GUEST-UP", BOOT);
+    assert_eq!(guest.end(BOOT), Outcome::PoweredOff, "{}", guest.last_lines());
+    let text = guest.text();
+    let results = [
+        "CLASS 1",
+        "SUM e071f707df7bbeee2a6a1eb48011ddd0",
+        "MIXED f6351f5ead9a700e",
+        "FLOAT 2.987732448e+03",
+        "SHELL 2001",
+    ];
+    for result in results {
+        assert!(text.contains(result), "no {result:?}:\n{}", guest.last_lines());
+    }
 }
 
 #[test]

@@ -27,8 +27,7 @@ impl Translator<'_> {
         instruction: &Instruction,
         free: &[u8],
     ) -> Option<(Instruction, Loaded)> {
-        let mut mapped = *instruction;
-        mapped.set_segment_prefix(Register::None);
+        let mut mapped = without_prefixes(instruction);
         let mut slots = Loaded::new();
         let mut free = Scratch::from_slice(free);
         for operand in 0..instruction.op_count() {
@@ -114,8 +113,7 @@ impl Translator<'_> {
         if memory && uses_rcx || uses(Register::RSP) {
             return None;
         }
-        let mut mapped = *instruction;
-        mapped.set_segment_prefix(Register::None);
+        let mut mapped = without_prefixes(instruction);
         if memory {
             HostMemory { base: RCX, linear: false, displacement: 0 }.replace(&mut mapped);
         }
@@ -467,6 +465,16 @@ impl Translator<'_> {
         self.emit.load_word(RBP, saved)?;
         Some(Flow::Next)
     }
+}
+
+/// The instruction without the prefixes that mean nothing to the host's: the segment's, which the
+/// address contains, and those of repetition, with which XCHG of another register would be PAUSE.
+fn without_prefixes(instruction: &Instruction) -> Instruction {
+    let mut bare = *instruction;
+    bare.set_segment_prefix(Register::None);
+    bare.set_has_rep_prefix(false);
+    bare.set_has_repne_prefix(false);
+    bare
 }
 
 pub(crate) fn has_memory(instruction: &Instruction) -> bool {

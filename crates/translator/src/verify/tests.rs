@@ -34,6 +34,13 @@ fn a_group_whose_first_access_is_interpreted_is_split() {
 }
 
 #[test]
+fn an_exchange_with_a_repeat_prefix_does_not_become_pause() {
+    let mut bench = Workbench::new().unwrap();
+    // rep xchg r9, rax; ret
+    accept(&mut bench, &[0xf3, 0x49, 0x91, 0xc3]);
+}
+
+#[test]
 fn random_code_passes() {
     let mut bench = Workbench::new().unwrap();
     let mut seed = 1_u64;
