@@ -1,10 +1,11 @@
-//! The translator engine: binary translation of 64-bit guest code with a translation cache.
+//! The translator engine: binary translation of guest code, 64-bit and 32-bit ([`mod@mode`]), with a
+//! translation cache.
 //!
 //! Guest code is translated block by block ([`translate`]) into host code that keeps most guest
 //! registers in host registers ([`registers`]) and the status flags in the host's, checks every
 //! memory access against a software TLB in line ([`emit`], [`context`], [`tables`]), and copies
 //! instructions otherwise unchanged ([`allow`]). Everything that is not on the allow-list, and
-//! every mode but 64-bit code, is executed by the interpreter, which owns the guest's state
+//! every other mode, is executed by the interpreter, which owns the guest's state
 //! ([`vcpu`]).
 //!
 //! Blocks are found by their place in guest RAM ([`blocks`]) and do not depend on the address that
