@@ -189,9 +189,9 @@ fn the_32_bit_kernel_boots_translated_on_two_vcpus() {
 #[test]
 fn a_64_bit_kernel_runs_32_bit_programs() {
     let Some(busybox) = busybox_32bit() else { return };
-    let files = Builder::new().file("/bb32", 0o755, busybox);
-    let script = "bb() { /bb32 \"$@\"; }
-echo CLASS $(dd if=/bb32 bs=1 skip=4 count=1 2>/dev/null | od -An -tu1)
+    let files = Builder::new().file("/busybox32", 0o755, busybox);
+    let script = "bb() { /busybox32 \"$@\"; }
+echo CLASS $(dd if=/busybox32 bs=1 skip=4 count=1 2>/dev/null | od -An -tu1)
 echo SUM $(bb seq 1 20000 | bb md5sum)
 echo MIXED $(seq 1 20000 | bb gzip | gunzip | bb sha256sum | cut -c1-16)
 echo FLOAT $(bb awk 'BEGIN { for (i = 1; i < 2000; i++) s += i * 1.5 / (i + 1); printf \"%.9e\", s }')
