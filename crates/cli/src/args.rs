@@ -162,6 +162,26 @@ pub struct RunArgs {
     #[arg(long, value_name = "F")]
     pub capture: Option<PathBuf>,
 
+    /// File with user data for cloud-init, on a disk that is made on the fly (NoCloud)
+    #[arg(long, value_name = "F")]
+    pub user_data: Option<PathBuf>,
+
+    /// The same with meta data, instead of what Ringfence writes
+    #[arg(long, value_name = "F", conflicts_with_all = ["ssh_keys", "hostname"])]
+    pub meta_data: Option<PathBuf>,
+
+    /// The same with the configuration of the network
+    #[arg(long, value_name = "F")]
+    pub network_config: Option<PathBuf>,
+
+    /// File with a public key for ssh, told to the guest as meta data; repeatable
+    #[arg(long = "ssh-key", value_name = "F")]
+    pub ssh_keys: Vec<PathBuf>,
+
+    /// Host name, told to the guest as meta data
+    #[arg(long, value_name = "H")]
+    pub hostname: Option<String>,
+
     /// Memory of the guest
     #[arg(
         long,
@@ -284,6 +304,19 @@ pub enum ImageCommand {
         sources offer; no root needed.\n\nThe images go to $RINGFENCE_IMAGES, or below the user's \
         cache folder. `debian` needs mmdebstrap; all options are for it.")]
     Build(BuildArgs),
+    /// Make an image of a disk image of another program
+    #[command(
+        long_about = "Make an image of a disk image: raw, qcow2, VMDK (in one file), VHD, or \
+        an OVA archive with one disk.\n\nThe content is copied; `ringfence run NAME` boots it by \
+        its own boot configuration."
+    )]
+    Import {
+        /// The disk image
+        file: PathBuf,
+        /// Name of the image [default: that of the file]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
     /// Remove images
     Rm {
         /// Their names

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use images::{DiskFormat, Listing, Recipe, Store, debian};
+use images::{DiskFormat, Listing, Progress, Recipe, Store, debian};
+use lifecycle::storage::{self, ImageOptions};
+use lifecycle::{bootdisk, import};
 
 use crate::args::{BuildArgs, FormatArg, ImageCommand};
 use crate::progress::Bar;
@@ -32,6 +35,7 @@ pub fn run(command: ImageCommand) -> anyhow::Result<()> {
             let info = image.info();
             report::note(&format!("built {} in {}", info.name, info.path.display()));
         }
+        ImageCommand::Import { file, name } => import_disk(&store, &file, name)?,
         ImageCommand::Rm { images } => {
             for name in images {
                 store.remove(&name)?;
@@ -39,6 +43,48 @@ pub fn run(command: ImageCommand) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Copies a disk image into the store.
+fn import_disk(store: &Store, file: &Path, name: Option<String>) -> anyhow::Result<()> {
+    let name = name.map_or_else(|| name_of(file), Ok)?;
+    let bar = Bar::new();
+    bar.step("Comparing the digest");
+    let disk = match import::open(file, &mut |done, total| bar.bytes(done, Some(total)))? {
+        Some(disk) => disk,
+        None => {
+            let options =
+                ImageOptions { path: file.to_owned(), read_only: true, ..ImageOptions::default() };
+            storage::open(&options, Arc::new(|_: &str| ()))?.disk
+        }
+    };
+    bar.step("Copying the disk");
+    let image = store.add_disk(&name, &bar, |to| -> anyhow::Result<()> {
+        let mut tick = |done, total| bar.bytes(done, Some(total));
+        Ok(import::copy(&*disk, &file.display().to_string(), to, &mut tick)?)
+    })?;
+    drop(bar);
+    match bootdisk::find(&disk) {
+        Ok(found) => report::note(&format!(
+            "imported {name}: it boots {} of {}",
+            found.kernel_path, found.origin
+        )),
+        Err(error) => report::note(&format!("imported {name}, which does not boot alone: {error}")),
+    }
+    report::note(&format!("the image is in {}", image.info().path.display()));
+    Ok(())
+}
+
+/// The name of the image of a file: what is before the last dot, as names of images are written.
+fn name_of(file: &Path) -> anyhow::Result<String> {
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy().to_lowercase());
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = stem.unwrap_or_default().chars().map(allowed).collect();
+    let name = name.trim_start_matches(['.', '_', '-']);
+    if name.is_empty() || Recipe::from_name(name).is_ok() {
+        bail!("an image cannot be called after {}; give another name with --name", file.display());
+    }
+    Ok(name.to_owned())
 }
 
 /// What is to be built.

@@ -3,7 +3,8 @@
 //! [`args`] is what can be typed; [`run`] runs a VM in the terminal, with [`console`] for its
 //! input and output, [`signals`] for what ends it from outside, [`status`] for how it ends and
 //! [`stats`] for what it did; [`managed`] has the verbs of VMs that are kept; [`image`] and [`doctor`]
-//! are the others. [`boot_files`] and [`image_disk`] find what is booted.
+//! are the others. [`boot_files`] and [`image_disk`] find what is booted; [`cloud`] makes
+//! the disk for cloud-init.
 //!
 //! Standard output belongs to the guest, and to what a verb was asked to print; everything else
 //! goes to standard error, errors as one line `ringfence: error: ...`.
@@ -12,6 +13,7 @@
 
 mod args;
 mod boot_files;
+mod cloud;
 mod console;
 mod disks;
 mod doctor;

@@ -10,7 +10,7 @@ use lifecycle::{
 
 use crate::args::{EngineArg, RunArgs, TripleFaultArg};
 use crate::boot_files::{self, Boot};
-use crate::{disks, nets, report};
+use crate::{cloud, disks, nets, report};
 
 /// What the VM is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct OpenFiles {
     purpose: Use,
     /// None where it is on a disk.
     boot: Option<Boot>,
+    /// What cloud-init is told.
+    cloud: Option<Arc<dyn Disk>>,
     capture: Option<Arc<CaptureFile>>,
 }
 
@@ -49,8 +51,9 @@ pub fn open_files(args: &RunArgs, purpose: Use) -> anyhow::Result<OpenFiles> {
     // Before files are opened or images built: this needs nothing.
     spec_of(args).check()?;
     let boot = if args.boots_first_disk { None } else { open_boot(args, &[], purpose)? };
+    let cloud = cloud::disk(args)?;
     let capture = args.capture.as_deref().map(nets::open_capture).transpose()?;
-    Ok(OpenFiles { purpose, boot, capture })
+    Ok(OpenFiles { purpose, boot, cloud, capture })
 }
 
 fn open_boot(
@@ -81,7 +84,8 @@ pub fn config(
 ) -> anyhow::Result<VmConfig> {
     let spec = spec_of(args);
     let engine = select(args)?.engine;
-    let disks = disks::open(&args.disks, args.ephemeral, when_full)?;
+    let mut disks = disks::open(&args.disks, args.ephemeral, when_full)?;
+    disks.extend(files.cloud);
     let nets = nets::open(&args.nets, args.name.as_deref(), files.capture)?;
     let boot = match args.boots_first_disk {
         true => open_boot(args, &disks, files.purpose)?,

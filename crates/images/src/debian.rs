@@ -265,6 +265,12 @@ fn files(options: &Debian, apt: &[String]) -> Vec<OwnFile> {
             0o644,
             include_str!("debian/autologin.conf").to_owned(),
         ),
+        ("usr/local/sbin/take-meta-data", 0o755, include_str!("debian/take-meta-data").to_owned()),
+        (
+            "etc/systemd/system/take-meta-data.service",
+            0o644,
+            include_str!("debian/take-meta-data.service").to_owned(),
+        ),
         (
             "etc/initramfs-tools/conf.d/virtual-machine",
             0o644,

@@ -20,6 +20,9 @@ const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// Makes the file system; see the comment there.
 const MAKE_EXT4: &str = include_str!("debian/make-ext4");
 
+/// What is started at boot besides what packages have started themselves.
+const SERVICES: &str = "systemd-networkd systemd-resolved take-meta-data";
+
 const WAY_OUT: &str = "the host needs some 2 GB of space in its folder for temporary files \
                        ($TMPDIR), which all users can enter, and its package sources";
 
@@ -149,7 +152,7 @@ fn command(root: &RootFs<'_>, archive: &Path) -> Result<Command> {
         .arg(format!("--mode={}", root.mode.name()))
         .arg(format!("--include={}", root.packages.join(",")))
         .arg(format!("--essential-hook=tar-in '{files}' /"))
-        .arg("--customize-hook=chroot \"$1\" systemctl enable systemd-networkd systemd-resolved")
+        .arg(format!("--customize-hook=chroot \"$1\" systemctl enable {SERVICES}"))
         .args(root.apt.iter().map(|line| format!("--aptopt={line}")))
         // Lists of packages are in English, and without pictures.
         .args(["--aptopt=Acquire::Languages \"none\";", "--dpkgopt=force-confold"])

@@ -14,9 +14,12 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::manifest::{Content, Manifest};
+use crate::manifest::{Content, Manifest, Part};
 use crate::staging::{Lock, Staging};
 use crate::{Debian, DiskFormat, Error, ImageName, Progress, Result, debian, tiny};
+
+/// The disk of an image that was put into a store.
+const DISK: &str = "disk.img";
 
 /// How an image is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -279,6 +282,36 @@ impl Store {
         self.build_unless(recipe, progress, |lock| lock.waited)
     }
 
+    /// Puts a disk into the store as the image `name`, in the place of one of that name; `fill` writes
+    /// its content to the empty file that it is given.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`], [`Error::Io`] and the like, and what `fill` returns; an older image
+    /// stays as it is then.
+    pub fn add_disk<E: From<Error>>(
+        &self,
+        name: &str,
+        progress: &dyn Progress,
+        fill: impl FnOnce(&fs::File) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Image, E> {
+        let name: ImageName = name.parse()?;
+        let key = image_key(name.as_str());
+        let lock = Lock::acquire(&self.root, &key, &format!("making the image {name}"), progress)?;
+        let staging = Staging::new(&self.root, &key, lock)?;
+        let path = staging.path().join(DISK);
+        let file = fs::File::create_new(&path).map_err(Error::io("create", &path))?;
+        fill(&file)?;
+        progress.step("Computing the checksum");
+        let disk = Part::of(staging.path(), DISK)?;
+        let content = Content::Disk { disk, disk_format: DiskFormat::Raw };
+        let mut manifest = Manifest::new(name.clone(), "imported", content);
+        manifest.created = now();
+        manifest.write(staging.path())?;
+        let folder = self.folder(&name);
+        staging.publish(&folder)?;
+        Ok(Image::open(&folder)?)
+    }
+
     /// The image of `recipe`, built first if it is missing.
     ///
     /// # Errors
@@ -376,7 +409,6 @@ pub(crate) fn now() -> u64 {
 mod tests {
     use super::*;
     use crate::Silent;
-    use crate::manifest::Part;
 
     fn kernel_of(image: &Image) -> &Path {
         image.files().kernel_and_initrd().expect("no disk").0
@@ -536,6 +568,21 @@ mod tests {
         assert!(image.info().size < 1 << 20, "{}", image.info().size);
         let path = place.join("disk.img");
         assert_eq!(image.files(), &ImageFiles::Disk { path, format: DiskFormat::Raw });
+    }
+
+    #[test]
+    fn a_disk_is_put_into_the_store() {
+        let (_folder, store) = store_with(&["tiny"]);
+        let fill = |file: &fs::File| {
+            io::Write::write_all(&mut &*file, b"disk").map_err(Error::io("write", "x".as_ref()))
+        };
+        let image = store.add_disk("mine", &Silent, fill).expect("added");
+        assert_eq!((image.info().kind.as_str(), image.cmdline()), ("imported", ""));
+        image.verify().expect("checksum");
+        let failed = store.add_disk("mine", &Silent, |_| Err(Error::NoHome));
+        assert!(matches!(failed, Err(Error::NoHome)));
+        store.find("mine").expect("the old one stays").verify().expect("checksum");
+        assert!(store.add_disk("..", &Silent, |_| Ok::<_, Error>(())).is_err());
     }
 
     #[test]

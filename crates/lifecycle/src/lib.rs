@@ -63,7 +63,7 @@ pub use live::{SnapshotOrder, SnapshotTaken, WhileParked};
 pub use machine::{
     BootFiles, CpuLevel, EngineChoice, KvmOffer, Machine, MachineError, MachineSpec, MachineStats,
     NamedFile, NetPort, NetStats, Platform, RawDisk, RequestCount, Selected, StorageError,
-    TimerCount, bootdisk, direct_execution, host, kvm_features, network, storage,
+    TimerCount, bootdisk, direct_execution, host, import, kvm_features, network, storage,
 };
 pub use outcome::{Outcome, Progress};
 pub use snapshot::{

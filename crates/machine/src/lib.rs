@@ -41,6 +41,7 @@ pub use bus::{AccessCount, MmioMap, PortMap};
 pub use clock::{HostWallClock, VmClock};
 pub use engines::{EngineChoice, KvmOffer, Selected, direct_execution, kvm_features};
 pub use error::MachineError;
+pub use import;
 pub use machine::{HostSide, Machine, MachineStats, NetStats, RequestCount, TimerCount};
 pub use network;
 pub use spec::{CpuLevel, DiskSpec, MachineSpec, NetPort, NetSpec, Platform};

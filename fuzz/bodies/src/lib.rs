@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod disk_images;
 mod fw_cfg;
 mod input;
 mod interpreter_step;
@@ -20,6 +21,7 @@ mod pci_config;
 mod saved_state;
 mod virtqueue;
 
+pub use disk_images::{boot_disk, disk_import};
 pub use fw_cfg::fw_cfg;
 pub use input::Input;
 pub use interpreter_step::interpreter_step;
@@ -35,7 +37,9 @@ pub use virtqueue::virtqueue;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
+    ("boot_disk", boot_disk),
+    ("disk_import", disk_import),
     ("fw_cfg", fw_cfg),
     ("interpreter_step", interpreter_step),
     ("interrupts", interrupts),

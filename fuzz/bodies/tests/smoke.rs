@@ -71,6 +71,8 @@ macro_rules! smoke_tests {
 }
 
 smoke_tests!(
+    boot_disk,
+    disk_import,
     fw_cfg,
     interpreter_step,
     interrupts,

@@ -32,7 +32,7 @@ const LAYERS: [Layer; 12] = [
     // Never engines, and never another part.
     Layer {
         name: "parts",
-        crates: &["chipset", "boot", "virtio", "storage", "network", "bootdisk"],
+        crates: &["chipset", "boot", "virtio", "storage", "network", "bootdisk", "import"],
         may_use: &["definitions", "contracts", "buses"],
     },
     Layer {

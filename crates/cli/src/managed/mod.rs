@@ -22,7 +22,7 @@ use vms::{Store, VmRecord};
 use crate::args::{PlatformArg, RunArgs};
 use crate::disks::DiskArg;
 use crate::managed::args::{CreateArgs, ManagedCommand};
-use crate::{boot_files, image_disk, report, status, vm_config};
+use crate::{boot_files, cloud, image_disk, report, status, vm_config};
 
 /// Does what `command` says; returns the exit status.
 ///
@@ -90,6 +90,7 @@ fn make(store: &Store, name: &str, args: &RunArgs) -> anyhow::Result<()> {
         );
     }
     vm_config::check(args)?;
+    cloud::disk(args)?;
     // Finds out now what is missing, and builds an image that there is not yet.
     let image_disk = image_disk::to_copy(args)?;
     let machine = image_disk::resolve_managed(args, image_disk.as_ref().map(|(own, _)| own))?;
