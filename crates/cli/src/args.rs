@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
+use lifecycle::Traced;
 
 use crate::disks::DiskArg;
 use crate::managed::args::ManagedCommand;
 use crate::managed::complete;
 use crate::nets::NetArg;
-use crate::size;
+use crate::{size, trace};
 
 const LONG_ABOUT: &str = "\
 Ringfence runs virtual machines: stock Linux kernels and their user space, each VM in one \
@@ -239,6 +240,22 @@ pub struct RunArgs {
     /// File for statistics, written as JSON when the VM has ended
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
+
+    /// File for a profile of the guest, as folded stacks, written when the VM has ended
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
+
+    /// Names for the profile: the guest kernel's System.map or vmlinux
+    #[arg(long, value_name = "FILE", requires = "profile")]
+    pub profile_symbols: Option<PathBuf>,
+
+    /// Write a line for each event: exits, interrupts, io, msr
+    #[arg(long, value_name = "EVENTS", value_parser = trace::parse)]
+    pub trace: Option<Traced>,
+
+    /// File for the trace [default: standard error]
+    #[arg(long, value_name = "FILE", requires = "trace")]
+    pub trace_file: Option<PathBuf>,
 
     /// What is booted is on the first disk: that of an image.
     #[arg(skip)]

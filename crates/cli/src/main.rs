@@ -2,7 +2,7 @@
 //!
 //! [`args`] is what can be typed; [`run`] runs a VM in the terminal, with [`console`] for its
 //! input and output, [`signals`] for what ends it from outside, [`status`] for how it ends and
-//! [`stats`] for what it did; [`managed`] has the verbs of VMs that are kept; [`image`] and [`doctor`]
+//! [`stats`] for what it did, [`profile`] (with names by [`symbols`]) and [`trace`] for where and when; [`managed`] has the verbs of VMs that are kept; [`image`] and [`doctor`]
 //! are the others. [`boot_files`] and [`image_disk`] find what is booted; [`cloud`] makes
 //! the disk for cloud-init.
 //!
@@ -22,6 +22,7 @@ mod image_disk;
 mod isolate;
 mod managed;
 mod nets;
+mod profile;
 mod progress;
 mod report;
 mod run;
@@ -29,7 +30,9 @@ mod signals;
 mod size;
 mod stats;
 mod status;
+mod symbols;
 mod table;
+mod trace;
 mod vm_config;
 
 use std::io;

@@ -13,15 +13,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use lifecycle::{Outcome, Vm, VmStats};
+use lifecycle::{Observation, Outcome, Profiler, Traced, Vm, VmStats};
 use signal_hook::consts::signal::{SIGCONT, SIGTERM};
 
 use crate::args::RunArgs;
 use crate::console::escape::Key;
 use crate::console::{Output, input, terminal};
 use crate::stats::Stats;
+use crate::trace::Trace;
 use crate::vm_config::{self, Use};
-use crate::{image_disk, report, signals, status};
+use crate::{image_disk, profile, report, signals, status};
 
 /// How long a guest has after the power button.
 const GRACE: Duration = Duration::from_secs(10);
@@ -79,11 +80,13 @@ struct End {
 fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     let args = &image_disk::resolve(args)?;
     let debugger = args.gdb.as_ref().map(debug::Server::bind).transpose()?;
+    let watching = Watching::new(args)?;
     let (events, queue) = channel();
     let output = start_output(&events)?;
     let files = vm_config::open_files(args, Use::Boot)?;
     let config = vm_config::config(args, files, Arc::clone(&output) as _, &when_full(&events))?;
     let vm = Arc::new(Vm::create(config)?);
+    let profiler = watching.begin(&vm)?;
     watch_signals(&events)?;
     watch_end(&vm, &events)?;
     terminal::enter_raw().context("cannot make the terminal raw")?;
@@ -102,7 +105,42 @@ fn start_and_wait(args: &RunArgs) -> anyhow::Result<End> {
     }
     terminal::restore();
     report_end(&end);
+    watching.finish(profiler)?;
     Ok(end)
+}
+
+/// The profile and the trace that are wanted.
+struct Watching {
+    profile: Option<profile::Output>,
+    trace: Option<(Traced, Trace)>,
+}
+
+impl Watching {
+    fn new(args: &RunArgs) -> anyhow::Result<Self> {
+        let symbols = args.profile_symbols.as_deref();
+        let profile = args.profile.as_deref().map(|path| profile::Output::new(path, symbols));
+        let profile = profile.transpose()?;
+        let trace = args.trace.map(|_| Trace::new(args.trace_file.as_deref())).transpose()?;
+        Ok(Self { profile, trace: args.trace.zip(trace) })
+    }
+
+    fn begin(&self, vm: &Vm) -> anyhow::Result<Option<Profiler>> {
+        if self.profile.is_none() && self.trace.is_none() {
+            return Ok(None);
+        }
+        let observation = Observation {
+            samples_per_second: self.profile.as_ref().map(|_| profile::SAMPLES_PER_SECOND),
+            trace: self.trace.as_ref().map(|(kinds, trace)| (*kinds, trace.sink())),
+        };
+        Ok(vm.observe(&observation)?)
+    }
+
+    fn finish(self, profiler: Option<Profiler>) -> anyhow::Result<()> {
+        if let (Some(output), Some(profiler)) = (self.profile, profiler) {
+            output.write(profiler)?;
+        }
+        self.trace.map_or(Ok(()), |(_, trace)| trace.finish())
+    }
 }
 
 /// Leaves it to a debugger to let the VM run.

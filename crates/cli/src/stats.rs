@@ -34,13 +34,7 @@ impl Stats {
     /// # Errors
     /// When it is plain that the file cannot be made.
     pub fn new(path: &Path) -> anyhow::Result<Self> {
-        if path.is_dir() {
-            bail!("cannot write statistics to {}: it is a directory", path.display());
-        }
-        let folder = folder(path);
-        if !folder.is_dir() {
-            bail!("cannot write statistics to {}: there is no such folder", path.display());
-        }
+        check_target(path, "statistics")?;
         Ok(Self { path: path.to_owned(), start: Instant::now() })
     }
 
@@ -70,6 +64,20 @@ impl Stats {
     }
 }
 
+/// Finds out whether a file for `what` can be made, as far as that is plain.
+///
+/// # Errors
+/// When it cannot.
+pub fn check_target(path: &Path, what: &str) -> anyhow::Result<()> {
+    if path.is_dir() {
+        bail!("cannot write {what} to {}: it is a directory", path.display());
+    }
+    if !folder(path).is_dir() {
+        bail!("cannot write {what} to {}: there is no such folder", path.display());
+    }
+    Ok(())
+}
+
 fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -82,7 +90,10 @@ fn cpu_time() -> Duration {
 
 /// Writes a file anew and renames it into place, so that nobody sees half of it. A device or pipe
 /// is written as it is.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+/// Those of the host.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         return fs::write(path, content);
     }

@@ -8,7 +8,7 @@ use memory::GuestRam;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::{CpuBus, CpuProfile, DebugStop, Debugging, Rendezvous, VcpuState};
+use crate::{CpuBus, CpuProfile, DebugStop, Debugging, Observer, Rendezvous, VcpuState};
 
 /// Why an engine could not do what was asked. Not for what the guest does: that is an exception
 /// in the guest or a [`VcpuExit`].
@@ -159,6 +159,10 @@ pub trait Vcpu: Send {
     /// Replaces what a debugger wants of this vCPU; it holds across [`Vcpu::restore`]. `run` is not
     /// active.
     fn set_debugging(&mut self, debugging: Debugging);
+
+    /// From now on the vCPU tells `observer` what it does; one that does not do this tells nobody.
+    /// `run` is not active.
+    fn observe(&mut self, _observer: Arc<Observer>) {}
 
     /// The whole state. `run` is not active. `bus` gives the time.
     ///

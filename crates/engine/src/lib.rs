@@ -18,6 +18,7 @@
 mod bus;
 mod contract;
 mod debugging;
+mod observation;
 mod profile;
 mod rendezvous;
 mod speculation;
@@ -31,6 +32,7 @@ pub use contract::{
     VcpuStats, WriteLog,
 };
 pub use debugging::{DebugStop, Debugging, WatchKind, Watchpoint};
+pub use observation::{Activity, Observer, Sink, TraceEvent, Traced};
 pub use profile::{CpuProfile, Level, ProfileError, Vendor};
 pub use rendezvous::{Rendezvous, Withdrawn};
 pub use state::{

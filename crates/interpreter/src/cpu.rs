@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use device::StopCause;
 use engine::{
-    CpuBus, CpuProfile, DebugStop, Debugging, Rendezvous, RunState, Shadow, TscScale, Withdrawn,
+    CpuBus, CpuProfile, DebugStop, Debugging, Observer, Rendezvous, RunState, Shadow, TscScale,
+    Withdrawn,
 };
 use hostexec::{Executor, FpuState, HostOp, Outcome, Scratch, X87Pointers};
 use lapic::{LocalApic, Mailbox};
@@ -148,6 +149,8 @@ pub(crate) struct Cpu {
     /// Guest TSC minus the scaled clock.
     pub(crate) tsc_offset: u64,
     pub(crate) counters: Counters,
+    /// Who is told what the CPU does.
+    pub(crate) observer: Arc<Observer>,
     /// Operands of vector instructions on their way to and from the host.
     pub(crate) scratch: Box<Scratch>,
     /// Source of RDRAND and RDSEED.
@@ -216,6 +219,7 @@ impl Cpu {
             pauses: 0,
             tsc_offset: 0,
             counters: Counters::default(),
+            observer: Arc::default(),
             scratch: Box::new(Scratch::new()),
             entropy: RandomState::new(),
             entropy_counter: 0,

@@ -2,7 +2,7 @@
 //! and which event comes next at an instruction boundary.
 
 use device::StopCause;
-use engine::{RunState, Shadow};
+use engine::{RunState, Shadow, TraceEvent, Traced};
 use lapic::{Effects, Event as Posted};
 use x86::exception::{Exception, vector};
 use x86::segment::{Segment, seg};
@@ -152,6 +152,9 @@ impl Cpu {
 
     fn interrupt(&mut self, bus: Bus<'_>, vector: u8) {
         self.counters.interrupts += 1;
+        if self.observer.traces(Traced::INTERRUPTS) {
+            self.observer.tell(TraceEvent::Interrupt { vector, rip: Some(self.rip()) });
+        }
         self.run_state = RunState::Running;
         self.deliver_event(bus, Event { vector, error_code: None, source: Source::External });
     }

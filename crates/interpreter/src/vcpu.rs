@@ -6,8 +6,8 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use engine::{
-    CpuBus, DebugStop, Debugging, EngineError, Kick, RunState, Shadow, TripleFault, Vcpu,
-    VcpuConfig, VcpuExit, VcpuState, VcpuStats,
+    Activity, CpuBus, DebugStop, Debugging, EngineError, Kick, Observer, RunState, Shadow,
+    TripleFault, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
 };
 use hostexec::Executor;
 use lapic::{LocalApic, LocalApicConfig};
@@ -106,6 +106,12 @@ impl InterpreterVcpu {
             kept_at: 0,
             kept_rounds: 0,
         })
+    }
+
+    /// Who is told what the vCPU does.
+    #[inline(always)]
+    pub fn observer(&self) -> &Observer {
+        &self.cpu.observer
     }
 
     /// The calling thread executes guest code from now on, until [`InterpreterVcpu::end_run`].
@@ -226,7 +232,9 @@ impl InterpreterVcpu {
     /// HLT or waiting for SIPI: sleeps until an event. `Some` leaves `run`, still halted.
     fn sleep(&mut self, bus: Bus<'_>) -> Option<VcpuExit> {
         self.cpu.leave();
+        let before = self.cpu.observer.enter(Activity::Idle);
         let exit = self.sleep_outside(bus);
+        self.cpu.observer.enter(before);
         self.cpu.enter();
         exit
     }
@@ -457,6 +465,7 @@ fn leave_block(cpu: &mut Cpu, op: &Op) {
 impl Vcpu for InterpreterVcpu {
     fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
         self.begin_run();
+        self.cpu.observer.enter(Activity::Interpreter);
         let exit = loop {
             if let Some(exit) = self.boundary(bus) {
                 break exit;
@@ -483,6 +492,10 @@ impl Vcpu for InterpreterVcpu {
             self.cpu.executor.reset();
         }
         self.cpu.set_debugging(debugging);
+    }
+
+    fn observe(&mut self, observer: Arc<Observer>) {
+        self.cpu.observer = observer;
     }
 
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {

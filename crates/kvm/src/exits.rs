@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use device::{Answer, Width};
-use engine::{CpuBus, EngineError};
+use engine::{Activity, CpuBus, EngineError, TraceEvent, Traced};
 use kvm_bindings as kvm;
 use lapic::{Effects, Event};
 use x86::msr;
@@ -17,6 +17,23 @@ const PAGE: u64 = 4096;
 const LONG_SLEEP: Duration = Duration::from_secs(3600);
 /// A guest whose wake-ups the kernel swallows looks again after this time.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// An exit's name, for a trace.
+fn reason(number: u32) -> &'static str {
+    match number {
+        kvm::KVM_EXIT_IO => "port",
+        kvm::KVM_EXIT_MMIO => "mmio",
+        kvm::KVM_EXIT_HLT => "hlt",
+        kvm::KVM_EXIT_INTR => "signal",
+        kvm::KVM_EXIT_IRQ_WINDOW_OPEN => "interrupt window",
+        kvm::KVM_EXIT_X86_RDMSR => "rdmsr",
+        kvm::KVM_EXIT_X86_WRMSR => "wrmsr",
+        kvm::KVM_EXIT_INTERNAL_ERROR => "emulation failed",
+        kvm::KVM_EXIT_SHUTDOWN => "shutdown",
+        kvm::KVM_EXIT_DEBUG => "debug",
+        _ => "other",
+    }
+}
 
 impl KvmVcpu {
     /// Runs the guest until the next exit and serves it.
@@ -54,8 +71,15 @@ impl KvmVcpu {
         // The kernel takes it over first, whatever else it does.
         self.handle.page().cr8 = u64::from(self.apic.cr8());
         self.nmi_posted = false;
-        match self.handle.fd.run().map(drop) {
+        let before = self.carrier.observer().enter(Activity::Direct);
+        let result = self.handle.fd.run().map(drop);
+        self.carrier.observer().enter(before);
+        match result {
             Ok(()) => {
+                if self.carrier.observer().traces(Traced::EXITS) {
+                    let reason = reason(self.handle.page().exit_reason);
+                    self.carrier.observer().tell(TraceEvent::Exit { reason, rip: None });
+                }
                 (self.incomplete, self.window_known) = (false, true);
                 self.take_priority();
                 self.serve_exit(bus)
@@ -123,13 +147,15 @@ impl KvmVcpu {
             // Rounded up: waking early would only mean sleeping again.
             let sleep =
                 distance.map_or(LONG_SLEEP, |ns| Duration::from_nanos(ns.saturating_add(1)));
-            if !self.vm.may_lose_wakes() {
-                std::thread::park_timeout(sleep.min(LONG_SLEEP));
-                continue;
+            let loses = self.vm.may_lose_wakes();
+            let longest = if loses { LOOK_AGAIN } else { LONG_SLEEP };
+            let before = self.carrier.observer().enter(Activity::Idle);
+            std::thread::park_timeout(sleep.min(longest));
+            self.carrier.observer().enter(before);
+            if loses {
+                // HLT may end by itself; whoever waits for a lock looks again.
+                self.halted = false;
             }
-            // HLT may end by itself; whoever waits for a lock looks again.
-            std::thread::park_timeout(sleep.min(LOOK_AGAIN));
-            self.halted = false;
         }
     }
 
@@ -173,6 +199,9 @@ impl KvmVcpu {
             if external { Some(bus.acknowledge_extint()) } else { self.apic.acknowledge() };
         if let Some(vector) = vector {
             self.counters.interrupts += 1;
+            if self.carrier.observer().traces(Traced::INTERRUPTS) {
+                self.carrier.observer().tell(TraceEvent::Interrupt { vector, rip: None });
+            }
             self.window_known = false;
             self.handle.interrupt(vector)?;
         }

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use engine::{
-    CpuBus, Debugging, EngineError, Kick, RunState, StopReason, TscScale, Vcpu, VcpuConfig,
-    VcpuExit, VcpuState, VcpuStats, WriteLog,
+    Activity, CpuBus, Debugging, EngineError, Kick, Observer, RunState, StopReason, TscScale, Vcpu,
+    VcpuConfig, VcpuExit, VcpuState, VcpuStats, WriteLog,
 };
 use interpreter::{Alarm, InterpreterVcpu};
 use lapic::{LocalApic, LocalApicConfig, Mailbox};
@@ -470,6 +470,7 @@ impl KvmVcpu {
 impl Vcpu for KvmVcpu {
     fn run(&mut self, bus: &dyn CpuBus) -> Result<VcpuExit, EngineError> {
         self.carrier.bind_thread();
+        self.carrier.observer().enter(Activity::Interpreter);
         let byte = self.handle.immediate_exit();
         // SAFETY: the byte is valid as long as the handle, which outlives this call.
         let entered = unsafe { self.waker.enter(byte) };
@@ -491,6 +492,10 @@ impl Vcpu for KvmVcpu {
     fn set_debugging(&mut self, debugging: Debugging) {
         self.debugged = debugging.is_active();
         self.carrier.set_debugging(debugging);
+    }
+
+    fn observe(&mut self, observer: Arc<Observer>) {
+        self.carrier.observe(observer);
     }
 
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {

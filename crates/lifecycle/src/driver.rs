@@ -13,6 +13,7 @@ use memory::DirtyConsumer;
 use state::Archive;
 
 use crate::live::{Order, Parked, PauseClock};
+use crate::observed::Watch;
 use crate::snapshot::{self, LiveMemory, Manifest, PageSet, SnapshotDir};
 use crate::vcpu_thread::{RunResult, VcpuAct, VcpuThread};
 use crate::{Outcome, Policy, Progress, TripleFaultPolicy, VmError, VmStats};
@@ -39,6 +40,8 @@ pub(crate) enum Request {
     /// From now on somebody is told what happens to the vCPUs, or nobody.
     Debugger(Option<DebugListener>, Reply<()>),
     Reset(Reply<()>),
+    /// Has each vCPU tell what it does.
+    Observe(Vec<Arc<Watch>>, Reply<()>),
     RunFor(u64, Reply<Progress>),
     Save(SnapshotDir, Reply<()>),
     /// Begins to note what is written while memory is copied ahead of a snapshot, with or without a
@@ -254,6 +257,12 @@ impl Driver {
             Request::RunFor(instructions, reply) => return self.run_for(instructions, reply),
             Request::Reset(reply) => {
                 return self.parked(&reply, |driver| driver.reset());
+            }
+            Request::Observe(watches, reply) => {
+                return self.parked(&reply, |driver| {
+                    driver.vcpus.iter().zip(watches).for_each(|(vcpu, by)| vcpu.observe(by));
+                    Ok(())
+                });
             }
             Request::Save(dir, reply) => {
                 return self.parked(&reply, |driver| driver.save(&dir));

@@ -41,6 +41,7 @@ mod config;
 mod driver;
 mod error;
 mod live;
+mod observed;
 mod outcome;
 mod snapshot;
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use backend::{
 };
 pub use config::{Policy, RestoreOptions, TripleFaultPolicy, VmConfig};
 pub use driver::{DebugListener, DebugNotice};
+pub use engine::{Activity, TraceEvent, Traced};
 pub use error::VmError;
 pub use live::{SnapshotOrder, SnapshotTaken, WhileParked};
 pub use machine::{
@@ -65,6 +67,7 @@ pub use machine::{
     NamedFile, NetPort, NetStats, Platform, RawDisk, RequestCount, Selected, StorageError,
     TimerCount, bootdisk, direct_execution, host, import, kvm_features, network, storage,
 };
+pub use observed::{Observation, Profile, Profiler, Sample, TraceSink};
 pub use outcome::{Outcome, Progress};
 pub use snapshot::{
     BaseEntry, CpuEntry, DiskEntry, FileEntry, Manifest, PendingSnapshot, SectionEntry,

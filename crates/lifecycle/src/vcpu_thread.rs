@@ -6,12 +6,14 @@
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use engine::{CpuBus, EngineError, Kick, Vcpu, VcpuExit, VcpuState, VcpuStats, WriteLog};
 
 use crate::VmError;
+use crate::observed::{ObservedBus, Watch};
 
 /// What a run ended with; the text is what the engine said or how it panicked.
 pub(crate) type RunResult = Result<VcpuExit, String>;
@@ -23,6 +25,7 @@ enum Order {
     Restore(Box<VcpuState>, Sender<Result<(), EngineError>>),
     Stats(Sender<VcpuStats>),
     Act(VcpuAct),
+    Observe(Arc<Watch>),
 }
 
 /// Something to do with a parked vCPU, on its thread.
@@ -34,6 +37,8 @@ pub(crate) struct VcpuThread {
     orders: Option<Sender<Order>>,
     kick: Arc<dyn Kick>,
     write_log: Option<Arc<dyn WriteLog>>,
+    /// The driver has kicked, and the vCPU has not parked since.
+    kicked: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     running: bool,
 }
@@ -47,13 +52,15 @@ impl VcpuThread {
         done: impl Fn(RunResult) + Send + 'static,
     ) -> Result<Self, VmError> {
         let (kick, write_log) = (vcpu.kicker(), vcpu.write_log());
+        let kicked = Arc::new(AtomicBool::new(false));
+        let by_driver = Arc::clone(&kicked);
         let (orders, inbox) = channel();
         let thread = thread::Builder::new()
             .name(format!("vcpu {index}"))
-            .spawn(move || serve(vcpu, &*bus, &inbox, &done))
+            .spawn(move || serve(vcpu, bus, &inbox, &by_driver, &done))
             .map_err(|cause| VmError::Host { action: "start a vCPU thread", cause })?;
         let thread = Some(thread);
-        Ok(Self { index, orders: Some(orders), kick, write_log, thread, running: false })
+        Ok(Self { index, orders: Some(orders), kick, write_log, kicked, thread, running: false })
     }
 
     /// What knows the pages that its VM has written without hooks.
@@ -78,7 +85,14 @@ impl VcpuThread {
 
     /// Makes a running vCPU report soon.
     pub(crate) fn kick(&self) {
+        self.kicked.store(true, Ordering::Release);
         self.kick.kick();
+    }
+
+    /// From now on `watch` is told what the vCPU does, and may kick it for a sample.
+    pub(crate) fn observe(&self, watch: Arc<Watch>) {
+        watch.set_kick(Arc::clone(&self.kick));
+        self.order(Order::Observe(watch));
     }
 
     pub(crate) fn set_budget(&self, instructions: Option<u64>) {
@@ -127,7 +141,7 @@ impl VcpuThread {
 impl Drop for VcpuThread {
     fn drop(&mut self) {
         self.orders = None;
-        self.kick.kick();
+        self.kick();
         if let Some(thread) = self.thread.take() {
             // Panics were caught and reported.
             let _ = thread.join();
@@ -137,15 +151,18 @@ impl Drop for VcpuThread {
 
 fn serve(
     mut vcpu: Box<dyn Vcpu>,
-    bus: &dyn CpuBus,
+    mut bus: Arc<dyn CpuBus>,
     inbox: &Receiver<Order>,
+    kicked: &AtomicBool,
     done: &dyn Fn(RunResult),
 ) {
+    let mut watch = None;
     // Whoever asked may have given up: an answer that nobody takes is dropped.
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Run => {
-                let result = panic::catch_unwind(AssertUnwindSafe(|| vcpu.run(bus)));
+                let run = || run_on(&mut *vcpu, &*bus, watch.as_deref(), kicked);
+                let result = panic::catch_unwind(AssertUnwindSafe(run));
                 let lost = result.is_err();
                 done(match result {
                     Ok(exit) => exit.map_err(|e| e.to_string()),
@@ -157,10 +174,40 @@ fn serve(
                 }
             }
             Order::Budget(instructions) => vcpu.set_budget(instructions),
-            Order::Save(reply) => drop(reply.send(vcpu.save(bus))),
-            Order::Restore(state, reply) => drop(reply.send(vcpu.restore(&state, bus))),
+            Order::Save(reply) => drop(reply.send(vcpu.save(&*bus))),
+            Order::Restore(state, reply) => drop(reply.send(vcpu.restore(&state, &*bus))),
             Order::Stats(reply) => drop(reply.send(vcpu.stats())),
-            Order::Act(act) => act(&mut *vcpu, bus),
+            Order::Act(act) => act(&mut *vcpu, &*bus),
+            Order::Observe(by) => {
+                vcpu.observe(Arc::clone(by.observer()));
+                bus = Arc::new(ObservedBus::new(bus, Arc::clone(by.observer())));
+                watch = Some(by);
+            }
+        }
+    }
+}
+
+/// Runs a vCPU until there is something for the driver to decide: that somebody wanted a sample is
+/// nothing.
+fn run_on(
+    vcpu: &mut dyn Vcpu,
+    bus: &dyn CpuBus,
+    watch: Option<&Watch>,
+    kicked: &AtomicBool,
+) -> Result<VcpuExit, EngineError> {
+    let Some(watch) = watch else { return vcpu.run(bus) };
+    loop {
+        watch.set_runs(true);
+        let exit = vcpu.run(bus);
+        watch.set_runs(false);
+        let exit = exit?;
+        if watch.is_due() {
+            watch.take(&vcpu.save(bus)?);
+        }
+        // Kicks for samples may also come late, when the vCPU has parked or left for another reason.
+        if exit != VcpuExit::Paused || kicked.swap(false, Ordering::AcqRel) {
+            watch.tell_exit(&exit);
+            return Ok(exit);
         }
     }
 }

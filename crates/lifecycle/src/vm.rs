@@ -13,6 +13,7 @@ use memory::DirtyConsumer;
 
 use crate::driver::{DebugListener, Driver, Ending, Event, Parts, Reply, Request, start_vcpus};
 use crate::live::{Order, Parked};
+use crate::observed::{Observation, Profiler};
 use crate::snapshot::{self, LiveMemory, Opened, PageSet, SnapshotDir};
 use crate::{
     Outcome, Progress, RestoreOptions, SnapshotOrder, SnapshotTaken, VmConfig, VmError, VmStats,
@@ -161,6 +162,18 @@ impl Vm {
     /// [`VmError::Ended`].
     pub fn set_debugger(&self, listener: Option<DebugListener>) -> Result<(), VmError> {
         self.ask(|reply| Request::Debugger(listener, reply))
+    }
+
+    /// Has the vCPUs watched, for a profile, a trace or both; for the time that this engine
+    /// executes the guest.
+    ///
+    /// # Errors
+    /// [`VmError::Ended`]; [`VmError::Host`] when there is no thread for the profile.
+    pub fn observe(&self, wanted: &Observation) -> Result<Option<Profiler>, VmError> {
+        let rate = wanted.samples_per_second;
+        let watches = wanted.watches(self.machine.spec().cpus);
+        self.ask(|reply| Request::Observe(watches.clone(), reply))?;
+        rate.map(|rate| Profiler::start(watches, rate)).transpose()
     }
 
     /// Resets the guest, which boots anew.

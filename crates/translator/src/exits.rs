@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use engine::CpuBus;
+use engine::{Activity, CpuBus, TraceEvent, Traced};
 use iced_x86::Code;
 use interpreter::{AccessMode, Registers, SystemState};
 use memory::RamOffset;
@@ -17,6 +17,7 @@ use crate::blocks::Block;
 use crate::glue::Exit;
 use crate::mode::Mode;
 use crate::records::{Checked, Record, Sharing};
+use crate::statistics;
 use crate::translate::PAGE;
 use crate::vcpu::TranslatorVcpu;
 
@@ -94,6 +95,11 @@ impl TranslatorVcpu {
         entry.taken = entry.taken.saturating_add(1);
         entry.taken_as = kind as u8;
         let record = *entry;
+        if self.interpreter.observer().traces(Traced::EXITS) {
+            let rip = Some(page.wrapping_add(u64::from(record.offset)));
+            let reason = statistics::reason(kind as u8);
+            self.interpreter.observer().tell(TraceEvent::Exit { reason, rip });
+        }
         if kind == Exit::Miss as u64 {
             self.counters.count_miss(record.checked);
             if let Some(resumed) = self.serve_miss(&record, linear) {
@@ -294,6 +300,7 @@ impl TranslatorVcpu {
         if self.interpreter.must_interpret() || self.interpreter.budget() == Some(0) {
             return None;
         }
+        self.interpreter.observer().enter(Activity::Interpreter);
         let mode = self.mode();
         let epoch = self.ram.code_epoch();
         let mut kept = record.kept;

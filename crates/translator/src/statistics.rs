@@ -124,7 +124,7 @@ impl Sites {
     }
 }
 
-fn reason(kind: u8) -> &'static str {
+pub(crate) fn reason(kind: u8) -> &'static str {
     const NAMES: [(Exit, &str); EXIT_KINDS - 1] = [
         (Exit::Interpret, "interpret"),
         (Exit::Miss, "tlb miss"),

@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 
 use ::direct::Handle;
 use engine::{
-    CpuBus, Debugging, EngineError, Kick, Vcpu, VcpuConfig, VcpuExit, VcpuState, VcpuStats,
+    Activity, CpuBus, Debugging, EngineError, Kick, Observer, Vcpu, VcpuConfig, VcpuExit,
+    VcpuState, VcpuStats,
 };
 use iced_x86::InstructionInfoFactory;
 use interpreter::{Alarm, InterpreterVcpu, TlbChange};
@@ -157,6 +158,7 @@ impl TranslatorVcpu {
     /// good. `Some` leaves `run`.
     fn dispatch(&mut self, bus: &dyn CpuBus) -> Result<Option<VcpuExit>, EngineError> {
         self.counters.dispatches += 1;
+        self.interpreter.observer().enter(Activity::Helpers);
         let in_user_code = self.is_in_user_code();
         self.counters.kernel_dispatches += u64::from(!in_user_code);
         if self.context().poll.load(Ordering::Relaxed) != 0 {
@@ -177,6 +179,7 @@ impl TranslatorVcpu {
             return Ok(None);
         }
         if self.interpreter.must_interpret() {
+            self.interpreter.observer().enter(Activity::Interpreter);
             return Ok(self.interpreter.interpret(bus));
         }
         let rip = self.interpreter.registers().rip;
@@ -391,7 +394,9 @@ impl TranslatorVcpu {
         let context = self.frame.context();
         loop {
             self.withdraw_rights();
+            self.interpreter.observer().enter(Activity::Translated);
             enter::run(enter, at, context);
+            self.interpreter.observer().enter(Activity::Helpers);
             match self.after_exit(bus) {
                 Some(resumed) => at = resumed,
                 None => return,
@@ -427,6 +432,10 @@ impl Vcpu for TranslatorVcpu {
     /// While somebody debugs, the interpreter executes everything.
     fn set_debugging(&mut self, debugging: Debugging) {
         self.interpreter.set_debugging(debugging);
+    }
+
+    fn observe(&mut self, observer: Arc<Observer>) {
+        self.interpreter.observe(observer);
     }
 
     fn save(&mut self, bus: &dyn CpuBus) -> Result<VcpuState, EngineError> {

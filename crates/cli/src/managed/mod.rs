@@ -83,6 +83,9 @@ fn make(store: &Store, name: &str, args: &RunArgs) -> anyhow::Result<()> {
     if args.gdb.is_some() {
         bail!("--gdb is for a VM in the terminal; leave it out");
     }
+    if args.profile.is_some() || args.trace.is_some() {
+        bail!("--profile and --trace are for a VM in the terminal; leave them out");
+    }
     if args.ephemeral || args.disks.iter().any(DiskArg::has_overlay) {
         bail!(
             "overlays are for a VM in the terminal: snapshots do not have them yet; make one with \

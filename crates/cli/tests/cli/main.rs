@@ -12,3 +12,4 @@ mod statuses;
 mod streams;
 mod support;
 mod terminal;
+mod watching;

@@ -1,7 +1,7 @@
 //! CPUID, time stamps, random numbers, MSRs, ports, HLT, CLI, STI and hypercalls.
 
 use device::Width;
-use engine::{HypercallFrame, RunState, Shadow};
+use engine::{HypercallFrame, RunState, Shadow, TraceEvent, Traced};
 use iced_x86::{Instruction, Mnemonic};
 use memory::Scalar;
 use x86::cpuid::feature;
@@ -120,8 +120,13 @@ fn random<W: Scalar>(cpu: &mut Cpu, op: &Op, bus: Bus<'_>) -> Step {
 
 fn rdmsr(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
     cpu.require_cpl0()?;
-    let value = cpu.read_msr(bus, cpu.reg(RCX) as u32)?;
-    cpu.set_edx_eax(value);
+    let number = cpu.reg(RCX) as u32;
+    let read = cpu.read_msr(bus, number);
+    if cpu.observer.traces(Traced::MSR) {
+        let (value, fault) = (read.as_ref().ok().copied(), read.is_err());
+        cpu.observer.tell(TraceEvent::Msr { number, write: false, value, fault });
+    }
+    cpu.set_edx_eax(read?);
     Ok(())
 }
 
@@ -129,7 +134,13 @@ fn wrmsr(cpu: &mut Cpu, _op: &Op, bus: Bus<'_>) -> Step {
     cpu.require_cpl0()?;
     let value = cpu.reg(RDX) << 32 | cpu.reg(RAX) & 0xffff_ffff;
     cpu.leave_block = true;
-    cpu.write_msr(bus, cpu.reg(RCX) as u32, value)
+    let number = cpu.reg(RCX) as u32;
+    let written = cpu.write_msr(bus, number, value);
+    if cpu.observer.traces(Traced::MSR) {
+        let (value, fault) = (Some(value), written.is_err());
+        cpu.observer.tell(TraceEvent::Msr { number, write: true, value, fault });
+    }
+    written
 }
 
 /// The port: the immediate, or DX when `DX`.

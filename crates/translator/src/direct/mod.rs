@@ -23,7 +23,7 @@ use std::thread::ThreadId;
 use std::time::Instant;
 
 use ::direct::{DirectError, Handle, Rights, Sandbox, Stop, UserState, is_in_reach};
-use engine::{CpuBus, EngineError, VcpuStats, Withdrawn};
+use engine::{Activity, CpuBus, EngineError, VcpuStats, Withdrawn};
 use interpreter::{AccessMode, TlbChange, UserPage};
 use memory::{GuestRam, RamOffset};
 
@@ -291,10 +291,12 @@ impl TranslatorVcpu {
             }
         };
         let before = sandbox.cpu_time();
+        self.interpreter.observer().enter(Activity::Direct);
         let vectors = self.interpreter.fpu_mut().area_mut();
         let stop = sandbox
             .run(&mut state, vectors, || !poll.is_set())
             .map_err(|e| EngineError::Host { engine: crate::NAME, cause: e.to_string() })?;
+        self.interpreter.observer().enter(Activity::Helpers);
         let after = sandbox.cpu_time().saturating_sub(before);
         self.direct.counters.ns += after.as_nanos() as u64;
         if self.direct.policy == DirectPolicy::WhenItPays {
