@@ -93,13 +93,17 @@ impl Bench {
 
     /// The same with so many CPUs.
     pub fn boot_with_cpus(&self, machine: &Machine, arguments: &str, cpus: u32) -> Result<Capture> {
+        capture(&mut self.command(machine, arguments, cpus)?, self.timeout)
+    }
+
+    /// The command that boots such a guest.
+    pub fn command(&self, machine: &Machine, arguments: &str, cpus: u32) -> Result<Command> {
         let cmdline = format!("{CONSOLE} {arguments}");
-        let mut command = match machine {
+        Ok(match machine {
             Machine::Ringfence { engine } => self.ringfence(engine, &cmdline, cpus),
             Machine::Qemu => self.qemu(&cmdline, cpus),
             Machine::Native => bail!("the host boots no guest"),
-        };
-        capture(&mut command, self.timeout)
+        })
     }
 
     /// Runs one of the scripts of `benches/guest` on the host, by the same busybox as in the guests,

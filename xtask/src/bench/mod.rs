@@ -2,17 +2,18 @@
 //!
 //! `bench` boots the stock cloud kernel to GUEST-UP; `bench suite` runs `benches/guest/guest-bench.sh`
 //! natively and in guests, `bench crypto` runs `openssl speed` there, and `bench micro` the program
-//! of `guests/micro`. Machines are measured in turn, run by run, so that whatever else the host does
+//! of `guests/micro`; `bench memory` looks at what the process of a VM occupies. Machines are measured in turn, run by run, so that whatever else the host does
 //! meets all of them alike; what is reported are medians. Times are the host's, or are compared
 //! with the host's: every line of output is dated when it arrives.
 //!
 //! [`machines`] knows the machines and starts them, [`capture`] dates their lines, [`boot`],
-//! [`suite`], [`crypto`] and [`micro`] are the measurements, [`report`] makes medians and tables.
+//! [`suite`], [`crypto`], [`micro`] and [`memory`] are the measurements, [`report`] makes medians and tables.
 
 mod boot;
 pub mod capture;
 mod crypto;
 mod machines;
+mod memory;
 mod micro;
 pub mod report;
 mod suite;
@@ -54,6 +55,12 @@ enum What {
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },
+    /// What a VM costs the host in memory beyond its guest's, idle and busy
+    Memory {
+        /// How long after the guest is up, seconds
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+    },
 }
 
 /// What all measurements take.
@@ -91,5 +98,6 @@ pub fn run(options: &Options) -> Result<()> {
         Some(What::Suite { scale }) => suite::run(&options.common, *scale),
         Some(What::Crypto { seconds }) => crypto::run(&options.common, *seconds),
         Some(What::Micro { only }) => micro::run(&options.common, only.as_deref()),
+        Some(What::Memory { seconds }) => memory::run(&options.common, *seconds),
     }
 }
