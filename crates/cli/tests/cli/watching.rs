@@ -42,7 +42,7 @@ fn a_profile_is_folded_stacks() {
             count.parse::<u64>().expect("a count")
         });
         assert!(counts.sum::<u64>() > 0, "{engine}: {text:?}");
-        assert!(text.contains(";interpreter "), "32-bit code is interpreted: {text}");
+        assert!(engine == "translator" || text.contains(";interpreter "), "{text}");
         std::fs::remove_file(&file).unwrap();
     }
 }
