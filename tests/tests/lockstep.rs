@@ -66,8 +66,8 @@ fn from_the_middle(number: u64) -> Plan {
 }
 
 /// The same for half as long.
-fn half(plan: Plan) -> Plan {
-    Plan { limit: plan.limit / 2, ..plan }
+fn half(plan: &Plan) -> Plan {
+    Plan { limit: plan.limit / 2, ..plan.clone() }
 }
 
 fn translator(cache_bytes: usize) -> Translator {
@@ -169,18 +169,18 @@ fn running_freely_in_a_small_cache_changes_nothing() {
 
 #[test]
 fn a_32_bit_boot_is_the_same() {
-    linux_32bit(&translator(USUAL), &half(plan()));
+    linux_32bit(&translator(USUAL), &half(&plan()));
 }
 
 #[test]
 fn a_32_bit_kernel_with_stale_code_is_the_same() {
-    let plan = Plan { disturb: true, ..half(from_the_middle(8)) };
+    let plan = Plan { disturb: true, ..half(&from_the_middle(8)) };
     linux_32bit(&translator(SMALL), &plan);
 }
 
 #[test]
 fn a_32_bit_kernel_running_freely_is_the_same() {
-    let plan = half(from_the_middle(9));
+    let plan = half(&from_the_middle(9));
     compared(Flavour::Pae686, &translator(USUAL), &plan, |lockstep| lockstep.run_freely(&plan));
 }
 

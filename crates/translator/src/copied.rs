@@ -9,9 +9,7 @@ use crate::allow::{Access, atomic_alignment, gives_index};
 use crate::emit::{HostMemory, R8, R9, RCX};
 use crate::plan::{Planned, Use};
 use crate::records::{Checked, Sharing};
-use crate::registers::{
-    HOST_RCX_OF_GUEST, HOST_RSP_OF_GUEST, Home, SCRATCH, Scratch, home, is_high_byte, sized,
-};
+use crate::registers::{HOST_RCX_OF_GUEST, Home, SCRATCH, Scratch, home, is_high_byte, sized};
 use crate::translate::{Flow, Translator, slotted};
 
 const RBP: u8 = 5;
@@ -461,7 +459,10 @@ impl Translator<'_> {
 
     pub(crate) fn leave(&mut self, planned: &Planned) -> Option<Flow> {
         let saved = self.check_at(planned.stack, RBP, 0, self.request.mode.word(), Access::Read);
-        self.emit.add(HOST_RSP_OF_GUEST, RBP, self.word());
+        match self.request.mode.bits32 {
+            false => dynasm!(self.emit.code ; .arch x64 ; lea r11, [rbp + 8]),
+            true => dynasm!(self.emit.code ; .arch x64 ; lea r11d, [rbp + 4]),
+        }
         self.emit.load_word(RBP, saved)?;
         Some(Flow::Next)
     }

@@ -112,7 +112,8 @@ fn compare(case: u64, mine: &Outcome, theirs: &Outcome, code: &[u8]) {
     assert_eq!(a.control, b.control, "{}", told());
     assert!(a.xsave == b.xsave, "extended state; {}", told());
     // A fetch that turns out not to be needed may mark a page accessed (SDM vol. 3A 4.8).
-    let ignored = |at: usize| if TABLES.contains(&at) && at % 8 == 0 { ACCESSED } else { 0 };
+    let ignored =
+        |at: usize| if TABLES.contains(&at) && at.is_multiple_of(8) { ACCESSED } else { 0 };
     let mut bytes = mine.ram.iter().zip(&theirs.ram).enumerate();
     let differs = bytes.position(|(at, (a, b))| (a ^ b) & !ignored(at) != 0);
     assert_eq!(differs, None, "memory; {}", told());

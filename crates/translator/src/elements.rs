@@ -71,27 +71,27 @@ impl Translator<'_> {
         match element {
             Element::Lods => {
                 self.check_element(RSI, size, Access::Read);
-                self.emit.from_memory(LOAD[log], operand(RAX, log))?;
+                self.emit.register_with_memory(LOAD[log], operand(RAX, log))?;
             }
             Element::Stos => {
                 self.check_element(RDI, size, Access::Write);
-                self.emit.to_memory(STORE[log], operand(RAX, log))?;
+                self.emit.memory_with_register(STORE[log], operand(RAX, log))?;
             }
             Element::Scas => {
                 self.check_element(RDI, size, Access::Read);
-                self.emit.from_memory(COMPARE[log], operand(RAX, log))?;
+                self.emit.register_with_memory(COMPARE[log], operand(RAX, log))?;
             }
             Element::Movs => {
                 self.take_source(log, size)?;
                 self.check_element(RDI, size, Access::Write);
                 self.load_source();
-                self.emit.to_memory(STORE[log], operand(RCX, log))?;
+                self.emit.memory_with_register(STORE[log], operand(RCX, log))?;
             }
             Element::Cmps => {
                 self.take_source(log, size)?;
                 self.check_element(RDI, size, Access::Read);
                 self.load_source();
-                self.emit.from_memory(COMPARE[log], operand(RCX, log))?;
+                self.emit.register_with_memory(COMPARE[log], operand(RCX, log))?;
             }
         }
         if !matches!(element, Element::Stos | Element::Scas) {
@@ -112,7 +112,7 @@ impl Translator<'_> {
     /// Keeps the source's element in the context, so that a miss of the target begins behind it.
     fn take_source(&mut self, log: usize, size: usize) -> Option<()> {
         self.check_element(RSI, size, Access::Read);
-        self.emit.from_memory(LOAD_EXTENDED[log], operand(RCX, log.max(2)))?;
+        self.emit.register_with_memory(LOAD_EXTENDED[log], operand(RCX, log.max(2)))?;
         dynasm!(self.emit.code ; .arch x64 ; mov [BYTE rsp + at::TEMPORARY], rcx);
         self.emit.retry_here();
         Some(())

@@ -194,12 +194,12 @@ impl Emitter {
     }
 
     /// An instruction on `register` and the memory that has been checked at R8.
-    pub(crate) fn from_memory(&mut self, code: Code, register: Register) -> Option<()> {
+    pub(crate) fn register_with_memory(&mut self, code: Code, register: Register) -> Option<()> {
         self.encoded(Instruction::with2(code, register, HostMemory::CHECKED.operand()))
     }
 
     /// An instruction on the memory that has been checked at R8 and `register`.
-    pub(crate) fn to_memory(&mut self, code: Code, register: Register) -> Option<()> {
+    pub(crate) fn memory_with_register(&mut self, code: Code, register: Register) -> Option<()> {
         self.encoded(Instruction::with2(code, HostMemory::CHECKED.operand(), register))
     }
 
@@ -235,14 +235,20 @@ impl Emitter {
 
     /// Moves the guest's stack pointer.
     pub(crate) fn move_stack(&mut self, distance: i32) {
-        self.add(HOST_RSP_OF_GUEST, HOST_RSP_OF_GUEST, distance);
+        // With the register's name the encoding is a byte shorter than with its number.
+        const { assert!(HOST_RSP_OF_GUEST == 11) };
+        match (i8::try_from(distance), self.mode.bits32) {
+            (Ok(near), false) => dynasm!(self.code ; .arch x64 ; lea r11, [BYTE r11 + near]),
+            (Ok(near), true) => dynasm!(self.code ; .arch x64 ; lea r11d, [BYTE r11 + near]),
+            (Err(_), _) => self.add_far(HOST_RSP_OF_GUEST, HOST_RSP_OF_GUEST, distance),
+        }
     }
 
     /// Host register `from` plus `distance` into `to`, of the width of addresses.
     pub(crate) fn add(&mut self, to: u8, from: u8, distance: i32) {
         match (i8::try_from(distance), self.mode.bits32) {
             (Ok(near), false) => {
-                dynasm!(self.code ; .arch x64 ; lea Rq(to), [BYTE Rq(from) + near])
+                dynasm!(self.code ; .arch x64 ; lea Rq(to), [BYTE Rq(from) + near]);
             }
             (Ok(near), true) => dynasm!(self.code ; .arch x64 ; lea Rd(to), [BYTE Rq(from) + near]),
             (Err(_), _) => self.add_far(to, from, distance),
@@ -603,7 +609,10 @@ impl Emitter {
     /// The page's linear address plus `distance` into R8.
     pub(crate) fn page_plus(&mut self, distance: i32) {
         dynasm!(self.code ; .arch x64 ; mov r8, [BYTE rsp + at::PAGE]);
-        self.add_far(R8, R8, distance);
+        match self.mode.bits32 {
+            false => dynasm!(self.code ; .arch x64 ; lea r8, [r8 + distance]),
+            true => dynasm!(self.code ; .arch x64 ; lea r8d, [r8 + distance]),
+        }
     }
 
     /// Leaves when the poll word is set.
