@@ -2,7 +2,8 @@
 //!
 //! [`args`] is what can be typed; [`run`] runs a VM in the terminal, with [`console`] for its
 //! input and output, [`signals`] for what ends it from outside, [`status`] for how it ends and
-//! [`stats`] for what it did, [`profile`] (with names by [`symbols`]) and [`trace`] for where and when; [`managed`] has the verbs of VMs that are kept; [`image`] and [`doctor`]
+//! [`stats`] for what it did, [`profile`] (with names by [`symbols`]) and [`trace`] for where and
+//! when; [`managed`] has the verbs of VMs that are kept; [`image`] and [`doctor`]
 //! are the others. [`boot_files`] and [`image_disk`] find what is booted; [`cloud`] makes
 //! the disk for cloud-init.
 //!
