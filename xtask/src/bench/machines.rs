@@ -126,6 +126,26 @@ impl Bench {
         capture(command, self.timeout)
     }
 
+    /// The ringfence that is measured.
+    pub fn program(&self) -> &Path {
+        &self.ringfence
+    }
+
+    /// The guests' kernel.
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    /// Their initramfs.
+    pub fn initrd(&self) -> &Path {
+        &self.initrd
+    }
+
+    /// Their memory, MiB.
+    pub fn memory(&self) -> u32 {
+        self.memory
+    }
+
     /// The busybox that all machines have.
     pub fn busybox(&self) -> &Path {
         &self.busybox

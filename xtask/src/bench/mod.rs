@@ -1,13 +1,15 @@
 //! Measures guests on Ringfence beside other machines.
 //!
 //! `bench` boots the stock cloud kernel to GUEST-UP; `bench suite` runs `benches/guest/guest-bench.sh`
-//! natively and in guests, `bench crypto` runs `openssl speed` there, and `bench micro` the program
-//! of `guests/micro`; `bench memory` looks at what the process of a VM occupies. Machines are measured in turn, run by run, so that whatever else the host does
-//! meets all of them alike; what is reported are medians. Times are the host's, or are compared
-//! with the host's: every line of output is dated when it arrives.
+//! natively and in guests, `bench crypto` runs `openssl speed` there, `bench micro` the program of
+//! `guests/micro`, `bench memory` looks at what the process of a VM occupies, and `bench vm` pauses,
+//! saves, restores and copies VMs. Machines are measured in turn, run by run, so that whatever else
+//! the host does meets all of them alike; what is reported are medians. Times are the host's, or are
+//! compared with the host's: every line of output is dated when it arrives.
 //!
 //! [`machines`] knows the machines and starts them, [`capture`] dates their lines, [`boot`],
-//! [`suite`], [`crypto`], [`micro`] and [`memory`] are the measurements, [`report`] makes medians and tables.
+//! [`suite`], [`crypto`], [`micro`], [`memory`] and [`vm`] are the measurements, [`report`] makes medians
+//! and tables.
 
 mod boot;
 pub mod capture;
@@ -17,6 +19,7 @@ mod memory;
 mod micro;
 pub mod report;
 mod suite;
+mod vm;
 
 use std::path::PathBuf;
 
@@ -61,6 +64,13 @@ enum What {
         #[arg(long, default_value_t = 20)]
         seconds: u32,
     },
+    /// Pause, suspend, snapshot, restore, clone, change of engine of a guest under write load, and
+    /// the cost of idle clones, beside QEMU's savevm and loadvm
+    Vm {
+        /// Clones of an idle guest of 128 MiB; 0 for none
+        #[arg(long, default_value_t = 10)]
+        clones: u32,
+    },
 }
 
 /// What all measurements take.
@@ -99,5 +109,6 @@ pub fn run(options: &Options) -> Result<()> {
         Some(What::Crypto { seconds }) => crypto::run(&options.common, *seconds),
         Some(What::Micro { only }) => micro::run(&options.common, only.as_deref()),
         Some(What::Memory { seconds }) => memory::run(&options.common, *seconds),
+        Some(What::Vm { clones }) => vm::run(&options.common, *clones),
     }
 }
