@@ -19,6 +19,7 @@ mod networks;
 mod page_walk;
 mod pci_config;
 mod saved_state;
+mod snapshots;
 mod virtqueue;
 
 pub use disk_images::{boot_disk, disk_import};
@@ -31,13 +32,14 @@ pub use networks::{packet_filter, user_network};
 pub use page_walk::page_walk;
 pub use pci_config::pci_config;
 pub use saved_state::saved_state;
+pub use snapshots::snapshots;
 pub use virtqueue::virtqueue;
 
 /// A fuzz target: its name and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("boot_disk", boot_disk),
     ("disk_import", disk_import),
     ("fw_cfg", fw_cfg),
@@ -48,6 +50,7 @@ pub const TARGETS: [Target; 12] = [
     ("page_walk", page_walk),
     ("pci_config", pci_config),
     ("saved_state", saved_state),
+    ("snapshots", snapshots),
     ("user_network", user_network),
     ("virtqueue", virtqueue),
 ];

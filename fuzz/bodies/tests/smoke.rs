@@ -81,6 +81,7 @@ smoke_tests!(
     page_walk,
     pci_config,
     saved_state,
+    snapshots,
     user_network,
     virtqueue
 );
