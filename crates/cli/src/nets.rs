@@ -152,7 +152,7 @@ impl NetArg {
 pub fn open(
     nets: &[NetArg],
     name: Option<&str>,
-    capture: Option<Arc<CaptureFile>>,
+    capture: Option<&Arc<CaptureFile>>,
 ) -> anyhow::Result<Vec<NetPort>> {
     raise_file_limit();
     let default = default_nets();
@@ -162,7 +162,7 @@ pub fn open(
         let mac = net.mac.unwrap_or_else(|| address(name, index));
         let Some(network) = net.open(mac, name)? else { continue };
         let mut backend = filtered(network, net, mac)?;
-        if let Some(file) = &capture {
+        if let Some(file) = capture {
             backend = Arc::new(Capture::new(backend, Arc::clone(file)));
         }
         ports.push(NetPort { mac, backend });

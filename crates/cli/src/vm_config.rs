@@ -86,7 +86,7 @@ pub fn config(
     let engine = select(args)?.engine;
     let mut disks = disks::open(&args.disks, args.ephemeral, when_full)?;
     disks.extend(files.cloud);
-    let nets = nets::open(&args.nets, args.name.as_deref(), files.capture)?;
+    let nets = nets::open(&args.nets, args.name.as_deref(), files.capture.as_ref())?;
     let boot = match args.boots_first_disk {
         true => open_boot(args, &disks, files.purpose)?,
         false => files.boot,

@@ -40,7 +40,7 @@ fn outside() -> ExitCode {
         let this = std::env::current_exe().expect("the program");
         let status = Command::new(this).arg("isolated").arg(folder.path()).arg(network).status();
         let status = status.expect("a process");
-        println!("test an_isolated_process_with_network_{network} ... {status}");
+        eprintln!("test an_isolated_process_with_network_{network} ... {status}");
         if !status.success() {
             return ExitCode::FAILURE;
         }
@@ -84,7 +84,7 @@ fn inside(folder: &Path, network: Network) {
             fails_to_open(folder, &own);
         }
     }
-    still_works(&own, &before, listener);
+    still_works(&own, &before, &listener);
 }
 
 fn fails_to_execute() {
@@ -120,7 +120,7 @@ fn fails_to_open(folder: &Path, own: &Path) {
     assert_eq!(fs::read_to_string(folder.join("read")).expect("readable"), "read");
 }
 
-fn still_works(own: &Path, before: &File, listener: UnixListener) {
+fn still_works(own: &Path, before: &File, listener: &UnixListener) {
     assert_eq!(io::read_to_string(before).expect("what is open stays readable"), "secret");
     fs::write(own.join("new"), "new").expect("a file of its own");
     fs::rename(own.join("new"), own.join("newer")).expect("a new name");
