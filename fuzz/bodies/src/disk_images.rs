@@ -46,11 +46,11 @@ impl Machine for OneFile {
     }
 
     fn exists(&self, _device: &str, path: &str) -> bool {
-        path.len() % 2 == 0
+        path.len().is_multiple_of(2)
     }
 
     fn search(&self, _by: SearchBy, what: &str) -> Option<String> {
-        (what.len() % 2 == 0).then(|| what.to_owned())
+        what.len().is_multiple_of(2).then(|| what.to_owned())
     }
 }
 

@@ -161,7 +161,7 @@ fn images_that_are_none() {
     assert_refused(&finish(&["run", "no-such-image"]), 1, &["no-such-image", "image ls"]);
     assert_refused(&finish(&["run", "Bad Name"]), 1, &["Bad Name"]);
     assert_refused(&finish(&["run", "/nowhere/image"]), 1, &["/nowhere/image"]);
-    assert_refused(&finish(&["run", "/dev/null"]), 1, &["--kernel"]);
+    assert_refused(&finish(&["run", "/dev/null"]), 1, &["/dev/null", "block device"]);
     assert_refused(&finish(&["image", "rm", "no-such-image"]), 1, &["no-such-image"]);
     assert_refused(&finish(&["image", "build", "no-such-recipe"]), 1, &["tiny"]);
 }
